@@ -1,0 +1,1 @@
+"""Bytes on the wire and the values they stand for; nothing else."""
