@@ -1,0 +1,69 @@
+# Everything a checkout can do. Each target works from nothing: it makes the virtual environment first if there is none.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+PIP_FLAGS := --disable-pip-version-check --no-input --quiet
+JOBS ?= 2
+
+.PHONY: help
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+.PHONY: venv
+venv: $(STAMP) ## make .venv with the pinned packages and the commands nyxd and nyxctl
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Nyx needs Python 3.11 or newer with the venv module (Debian: python3-venv)" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: test
+test: $(STAMP) ## run every test a plain machine can run
+	$(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: lint
+lint: $(STAMP) ## style, formatting, types, who may import whom, layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+.PHONY: format
+format: $(STAMP) ## format and fix what can be fixed without thought
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: demo
+demo: $(STAMP) ## a local network of real nodes, one fetch through it, and it stays up
+	$(BIN)/nyxctl testnet demo
+
+.PHONY: demo-stop
+demo-stop: $(STAMP) ## stop what `make demo` started
+	$(BIN)/nyxctl testnet down
+
+COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-build-isolation \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+.PHONY: lock
+lock: ## resolve pyproject.toml again and pin every package with its hashes
+	test -x $(BIN)/pip-compile || $(MAKE) venv
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+.PHONY: clean
+clean: ## remove what the tools left behind; `rm -r .venv` starts from nothing
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

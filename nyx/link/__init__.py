@@ -1,0 +1,1 @@
+"""The channel between two neighbours: sessions, packet numbers, retransmission over one hop, identifiers of circuits."""

@@ -1,0 +1,1 @@
+"""Which relays a circuit goes through: weights, diversity, guards."""

@@ -1,0 +1,1 @@
+"""Connections and streams inside a circuit: frames, acknowledgement, loss, congestion, flow control."""
