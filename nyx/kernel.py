@@ -1,0 +1,246 @@
+"""The one decorator of everything that touches each packet, and the doors out of compiled code: C functions and atomics.
+
+A kernel is a plain function over arrays and integers in Numba's subset; it returns integers, allocates nothing and raises
+nothing. `@kernel(result, *arguments)` compiles it where it stands, with an explicit signature, unless NYX_KERNELS=plain,
+in which case the function runs as ordinary Python (tests, coverage, the control process; numba is not imported then).
+
+Argument types are text or dtypes:
+
+    "i8", "u8", "i4", ...   a scalar              "u1[]", "i8[]", ...   a C-contiguous vector
+    a numpy dtype           a C-contiguous vector of that structured dtype
+
+Rules for code that must behave the same both ways: read fields as `row["name"]`, never `row.name`; cast every load
+(`np.int64(a[i])`): uint8 and uint64 arithmetic wrap differently uncompiled; addresses are int64 (`address(a)`).
+
+The compiled code is cached on disk in a folder named by a digest of the kernel's module, of every module of ours that it
+imports, of the versions of the compiler and of the processor: Numba's own cache does not see other files.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+# numpy's BLAS starts a thread at import and forking needs a single-threaded parent.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np
+from numpy.typing import NDArray
+
+PLAIN: Final = os.environ.get("NYX_KERNELS", "") == "plain"
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_IMPORT: Final = re.compile(
+    r"^[ \t]*(?:from[ \t]+((?:nyx|shards)[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+((?:nyx|shards)[\w.]*))", re.M
+)
+_SCALARS: Final = {
+    "i1": ctypes.c_int8, "i2": ctypes.c_int16, "i4": ctypes.c_int32, "i8": ctypes.c_int64,
+    "u1": ctypes.c_uint8, "u2": ctypes.c_uint16, "u4": ctypes.c_uint32, "u8": ctypes.c_uint64,
+}  # fmt: skip
+
+F = TypeVar("F", bound=Callable[..., Any])
+Spec = "str | np.dtype[Any]"
+
+
+def address(array: NDArray[Any]) -> int:
+    """Address of the array's first byte, as int64, in plain and in compiled code."""
+    return np.int64(array.ctypes.data)  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------- the cache's folder
+
+
+def _module_file(name: str) -> Path | None:
+    base = _ROOT.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    found: list[Path] = []
+    for source, names, direct in _IMPORT.findall(path.read_text("utf-8")):
+        parts = [direct] if direct else [source, *(f"{source}.{n}" for n in re.findall(r"\w+", names))]
+        found.extend(p for p in map(_module_file, parts) if p)
+    return tuple(found)
+
+
+def module_closure(path: Path) -> list[Path]:
+    """The file and every file of ours that it imports, directly or not, sorted."""
+    seen: set[Path] = set()
+    todo = [path.resolve()]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo.extend(_imports(current))
+    return sorted(seen)
+
+
+@cache
+def _versions() -> bytes:
+    import llvmlite
+    import llvmlite.binding
+    import nacl
+    import numba
+
+    cpu = f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
+    text = f"{sys.version} {np.__version__} {numba.__version__} {llvmlite.__version__} {nacl.__version__} {cpu}"
+    return text.encode()
+
+
+@cache
+def _digest(path: Path) -> str:
+    state = hashlib.sha256(_versions())
+    for file in module_closure(path):
+        state.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return state.hexdigest()[:24]
+
+
+def cache_root() -> Path:
+    """Folder of the compiled kernels: NYX_CACHE_DIR, or the user's cache folder.
+
+    Cached code is executed: the folder must belong to us or to root and must not be writable by others.
+    Raises PermissionError otherwise.
+    """
+    base = os.environ.get("NYX_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    root = Path(base) / "nyx" / "kernels"
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    state = root.stat()
+    if state.st_uid not in (0, os.getuid()) or state.st_mode & 0o022:
+        raise PermissionError(f"{root}: compiled kernels are executed, so this folder must be yours and writable by you alone")
+    return root
+
+
+def _compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    import numba
+    import numba.core.caching as caching
+
+    path = Path(function.__code__.co_filename).resolve()
+    # Numba probes by writing a file, which a read-only installed cache refuses though reading it is all we need.
+    caching._UserProvidedCacheLocator.ensure_cache_path = lambda self: Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+    numba.config.CACHE_DIR = str(cache_root() / _digest(path))  # type: ignore[attr-defined]
+    return numba.njit  # type: ignore[no-any-return]
+
+
+def _type(spec: "Spec") -> Any:
+    import numba
+
+    if isinstance(spec, np.dtype):
+        return numba.types.Array(numba.from_dtype(spec), 1, "C")
+    if spec == "void":
+        return numba.void
+    scalar = numba.from_dtype(np.dtype(spec.removesuffix("[]")))
+    return numba.types.Array(scalar, 1, "C") if spec.endswith("[]") else scalar
+
+
+def kernel(result: str, *arguments: "Spec") -> Callable[[F], F]:
+    """Decorator: compile the function with this signature, or leave it as it is under NYX_KERNELS=plain."""
+
+    def wrap(function: F) -> F:
+        if PLAIN:
+            return function
+        njit = _compiler(function)
+        signature = _type(result)(*(_type(a) for a in arguments))
+        compiled: F = njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        return compiled
+
+    return wrap
+
+
+def inline(function: F) -> F:
+    """Decorator of a small helper of kernels, compiled into its callers for whatever types they pass."""
+    if PLAIN:
+        return function
+    import numba
+
+    compiled: F = numba.njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+# ---------------------------------------------------------------- C functions
+
+
+def foreign(library: str | None, name: str, result: str, *arguments: str) -> Callable[..., int]:
+    """A C function that kernels and, under NYX_KERNELS=plain, Python can call. Pointers are "i8" addresses.
+
+    `library` is a path, or None for the C library. Raises ImportError when the symbol is missing: calling a
+    missing symbol from compiled code would crash.
+    """
+    if PLAIN:
+        handle = ctypes.CDLL(library)
+        try:
+            function = handle[name]
+        except AttributeError as error:
+            raise ImportError(f"{library or 'libc'} does not export {name}") from error
+        function.restype = None if result == "void" else _SCALARS[result]
+        function.argtypes = [_SCALARS[a] for a in arguments]
+        return function  # type: ignore[no-any-return]
+    import llvmlite.binding
+    import numba
+
+    if library:
+        llvmlite.binding.load_library_permanently(library)
+    if not llvmlite.binding.address_of_symbol(name):
+        raise ImportError(f"{library or 'libc'} does not export {name}")
+    return numba.types.ExternalFunction(name, _type(result)(*(_type(a) for a in arguments)))  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- atomics (aligned 8-byte words at an address)
+
+if PLAIN:
+
+    def load_acquire(at: int) -> int:
+        """The word at this address; later loads and stores stay behind it."""
+        return ctypes.c_int64.from_address(int(at)).value
+
+    def store_release(at: int, value: int) -> None:
+        """Store the word; everything stored before it is visible to whoever sees it. The commit of every protocol here."""
+        ctypes.c_int64.from_address(int(at)).value = int(value)
+
+    def fence() -> None:
+        """Order a store before a later load (sequential consistency); uncompiled code runs on x86 between two locks."""
+
+else:
+    from llvmlite import ir as _ir
+    from numba import types as _types
+    from numba.extending import intrinsic as _intrinsic
+
+    def _pointer(builder: Any, value: Any) -> Any:
+        return builder.inttoptr(value, _ir.IntType(64).as_pointer())
+
+    @_intrinsic
+    def load_acquire(_context: Any, at: Any) -> Any:
+        """The word at this address; later loads and stores stay behind it."""
+
+        def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+            return builder.load_atomic(_pointer(builder, args[0]), "acquire", 8, typ=_ir.IntType(64))
+
+        return _types.int64(_types.int64), generate
+
+    @_intrinsic
+    def store_release(_context: Any, at: Any, value: Any) -> Any:
+        """Store the word; everything stored before it is visible to whoever sees it. The commit of every protocol here."""
+
+        def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+            builder.store_atomic(args[1], _pointer(builder, args[0]), "release", 8)
+            return context.get_dummy_value()
+
+        return _types.void(_types.int64, _types.int64), generate
+
+    @_intrinsic
+    def fence(_context: Any) -> Any:
+        """Order a store before a later load (sequential consistency)."""
+
+        def generate(context: Any, builder: Any, _s: Any, _a: Any) -> Any:
+            builder.fence("seq_cst")
+            return context.get_dummy_value()
+
+        return _types.void(), generate
