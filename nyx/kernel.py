@@ -10,7 +10,8 @@ Argument types are text or dtypes:
     a numpy dtype           a C-contiguous vector of that structured dtype
 
 Rules for code that must behave the same both ways: read fields as `row["name"]`, never `row.name`; cast every load
-(`np.int64(a[i])`): uint8 and uint64 arithmetic wrap differently uncompiled; addresses are int64 (`address(a)`).
+(`np.int64(a[i])`): uint8 and uint64 arithmetic wrap differently uncompiled; addresses are int64 (`address(a)`). Helpers marked
+`@inline` are for kernels alone: called from Python they would compile at run time, which a sealed process may not.
 
 The compiled code is cached on disk in a folder named by a digest of the kernel's module, of every module of ours that it
 imports, of the versions of the compiler and of the processor: Numba's own cache does not see other files.
@@ -47,9 +48,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Spec = "str | np.dtype[Any]"
 
 
-def address(array: NDArray[Any]) -> int:
-    """Address of the array's first byte, as int64, in plain and in compiled code."""
-    return np.int64(array.ctypes.data)  # type: ignore[return-value]
+def address_of(array: NDArray[Any]) -> int:
+    """Address of the array's first byte, for Python around the kernels."""
+    return int(array.ctypes.data)
 
 
 # ---------------------------------------------------------------- the cache's folder
@@ -100,7 +101,7 @@ def _versions() -> bytes:
 def _digest(path: Path) -> str:
     state = hashlib.sha256(_versions())
     for file in module_closure(path):
-        state.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+        state.update(os.path.relpath(file, _ROOT).encode() + b"\0" + file.read_bytes() + b"\0")
     return state.hexdigest()[:24]
 
 
@@ -125,7 +126,7 @@ def _compiler(function: Callable[..., Any]) -> Callable[..., Any]:
 
     path = Path(function.__code__.co_filename).resolve()
     # Numba probes by writing a file, which a read-only installed cache refuses though reading it is all we need.
-    caching._UserProvidedCacheLocator.ensure_cache_path = lambda self: Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+    caching.UserProvidedCacheLocator.ensure_cache_path = lambda self: Path(self._cache_path).mkdir(parents=True, exist_ok=True)
     numba.config.CACHE_DIR = str(cache_root() / _digest(path))  # type: ignore[attr-defined]
     return numba.njit  # type: ignore[no-any-return]
 
@@ -163,6 +164,12 @@ def inline(function: F) -> F:
 
     compiled: F = numba.njit(nogil=True, error_model="numpy")(function)
     return compiled
+
+
+@inline
+def address(array: NDArray[Any]) -> int:
+    """Address of the array's first byte as int64, inside kernels."""
+    return np.int64(array.ctypes.data)  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------- C functions
