@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
     name: str
     dtype: "np.dtype[Any]"
-    count: int
+    length: int
 
 
 def offsets(columns: Sequence[Column]) -> tuple[list[int], int]:
@@ -30,7 +30,7 @@ def offsets(columns: Sequence[Column]) -> tuple[list[int], int]:
     at = 0
     for column in columns:
         found.append(at)
-        at += -(-column.dtype.itemsize * column.count // ALIGN) * ALIGN
+        at += -(-column.dtype.itemsize * column.length // ALIGN) * ALIGN
     return found, at
 
 
@@ -39,17 +39,17 @@ def view(columns: Sequence[Column], memory: Any) -> Columns:
     found, size = offsets(columns)
     if len(memory) < size:
         raise ValueError(f"columns need {size} bytes, the memory has {len(memory)}")
-    return {c.name: np.frombuffer(memory, c.dtype, c.count, at) for c, at in zip(columns, found, strict=True)}
+    return {c.name: np.frombuffer(memory, c.dtype, c.length, at) for c, at in zip(columns, found, strict=True)}
 
 
 def allocate(columns: Sequence[Column]) -> Columns:
     """The columns over fresh zeroed memory of this process (tests, tools)."""
-    return {c.name: np.zeros(c.count, c.dtype) for c in columns}
+    return {c.name: np.zeros(c.length, c.dtype) for c in columns}
 
 
 def layout_digest(columns: Iterable[Column]) -> str:
     """Names the layout: two processes may share the memory only if they agree on it."""
     state = hashlib.sha256()
     for column in columns:
-        state.update(f"{column.name} {column.dtype.descr} {column.dtype.itemsize} {column.count}\n".encode())
+        state.update(f"{column.name} {column.dtype.descr} {column.dtype.itemsize} {column.length}\n".encode())
     return state.hexdigest()

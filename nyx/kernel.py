@@ -31,13 +31,15 @@ from typing import Any, Final, TypeVar
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-import numpy as np
-from numpy.typing import NDArray
+import numpy as np  # noqa: E402  (after the environment is set)
+from numpy.typing import NDArray  # noqa: E402
 
 PLAIN: Final = os.environ.get("NYX_KERNELS", "") == "plain"
 _ROOT: Final = Path(__file__).resolve().parent.parent
+_OURS: Final = r"(?:nyx|shards)[\w.]*"
 _IMPORT: Final = re.compile(
-    r"^[ \t]*(?:from[ \t]+((?:nyx|shards)[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+((?:nyx|shards)[\w.]*))", re.M
+    rf"^[ \t]*(?:from[ \t]+({_OURS})[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+({_OURS}))",
+    re.MULTILINE,
 )
 _SCALARS: Final = {
     "i1": ctypes.c_int8, "i2": ctypes.c_int16, "i4": ctypes.c_int32, "i8": ctypes.c_int64,
@@ -45,7 +47,7 @@ _SCALARS: Final = {
 }  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
-Spec = "str | np.dtype[Any]"
+Spec = str | np.dtype[Any]
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -122,16 +124,18 @@ def cache_root() -> Path:
 
 def _compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     import numba
-    import numba.core.caching as caching
+    from numba.core import caching
 
     path = Path(function.__code__.co_filename).resolve()
     # Numba probes by writing a file, which a read-only installed cache refuses though reading it is all we need.
-    caching.UserProvidedCacheLocator.ensure_cache_path = lambda self: Path(self._cache_path).mkdir(parents=True, exist_ok=True)
+    locator: Any = caching.UserProvidedCacheLocator
+    locator.ensure_cache_path = lambda self: Path(self.get_cache_path()).mkdir(parents=True, exist_ok=True)
     numba.config.CACHE_DIR = str(cache_root() / _digest(path))  # type: ignore[attr-defined]
-    return numba.njit  # type: ignore[no-any-return]
+    njit: Callable[..., Any] = numba.njit
+    return njit
 
 
-def _type(spec: "Spec") -> Any:
+def _type(spec: Spec) -> Any:
     import numba
 
     if isinstance(spec, np.dtype):
@@ -142,7 +146,7 @@ def _type(spec: "Spec") -> Any:
     return numba.types.Array(scalar, 1, "C") if spec.endswith("[]") else scalar
 
 
-def kernel(result: str, *arguments: "Spec") -> Callable[[F], F]:
+def kernel(result: str, *arguments: Spec) -> Callable[[F], F]:
     """Decorator: compile the function with this signature, or leave it as it is under NYX_KERNELS=plain."""
 
     def wrap(function: F) -> F:
@@ -162,7 +166,8 @@ def inline(function: F) -> F:
         return function
     import numba
 
-    compiled: F = numba.njit(nogil=True, error_model="numpy")(function)
+    njit: Callable[..., Any] = numba.njit
+    compiled: F = njit(nogil=True, error_model="numpy")(function)
     return compiled
 
 
@@ -189,7 +194,7 @@ def foreign(library: str | None, name: str, result: str, *arguments: str) -> Cal
             raise ImportError(f"{library or 'libc'} does not export {name}") from error
         function.restype = None if result == "void" else _SCALARS[result]
         function.argtypes = [_SCALARS[a] for a in arguments]
-        return function  # type: ignore[no-any-return]
+        return function
     import llvmlite.binding
     import numba
 
@@ -197,7 +202,8 @@ def foreign(library: str | None, name: str, result: str, *arguments: str) -> Cal
         llvmlite.binding.load_library_permanently(library)
     if not llvmlite.binding.address_of_symbol(name):
         raise ImportError(f"{library or 'libc'} does not export {name}")
-    return numba.types.ExternalFunction(name, _type(result)(*(_type(a) for a in arguments)))  # type: ignore[no-any-return]
+    external: Callable[..., int] = numba.types.ExternalFunction(name, _type(result)(*(_type(a) for a in arguments)))
+    return external
 
 
 # ---------------------------------------------------------------- atomics (aligned 8-byte words at an address)
@@ -224,7 +230,7 @@ else:
         return builder.inttoptr(value, _ir.IntType(64).as_pointer())
 
     @_intrinsic
-    def load_acquire(_context: Any, at: Any) -> Any:
+    def load_acquire(_context: Any, at: Any) -> Any:  # noqa: ARG001  (the compiler's form)
         """The word at this address; later loads and stores stay behind it."""
 
         def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
@@ -233,7 +239,7 @@ else:
         return _types.int64(_types.int64), generate
 
     @_intrinsic
-    def store_release(_context: Any, at: Any, value: Any) -> Any:
+    def store_release(_context: Any, at: Any, value: Any) -> Any:  # noqa: ARG001  (the compiler's form)
         """Store the word; everything stored before it is visible to whoever sees it. The commit of every protocol here."""
 
         def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
