@@ -7,11 +7,12 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
-PIP_FLAGS := --disable-pip-version-check --no-input --quiet
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet
 JOBS ?= 2
 
 .PHONY: help
@@ -19,21 +20,27 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 .PHONY: venv
-venv: $(STAMP) ## make .venv with the pinned packages and the commands nyxd and nyxctl
+venv: $(DEV) ## make .venv with every pinned package, what tests and linters need included
 
-$(STAMP): requirements-dev.lock pyproject.toml
+# What runs Nyx: pinned packages, and this checkout's nyxd and nyxctl. Wheels only, so no compiler is needed.
+$(RUN): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Nyx needs Python 3.11 or newer with the venv module (Debian: python3-venv)" >&2; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r requirements-dev.lock
-	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	$(PIP) --only-binary :all: --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What checks Nyx. One package of it is built from source (Debian: gcc, libc6-dev, python3-dev).
+$(DEV): $(RUN) requirements-dev.lock
+	$(PIP) --no-build-isolation --require-hashes -r requirements-dev.lock
 	@touch $@
 
 .PHONY: test
-test: $(STAMP) ## run every test a plain machine can run
+test: $(DEV) ## run every test a plain machine can run
 	$(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: lint
-lint: $(STAMP) ## style, formatting, types, who may import whom, layout
+lint: $(DEV) ## style, formatting, types, who may import whom, layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,16 +48,16 @@ lint: $(STAMP) ## style, formatting, types, who may import whom, layout
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 .PHONY: format
-format: $(STAMP) ## format and fix what can be fixed without thought
+format: $(DEV) ## format and fix what can be fixed without thought
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: demo
-demo: $(STAMP) ## a local network of real nodes, one fetch through it, and it stays up
+demo: $(RUN) ## a local network of real nodes, one fetch through it, and it stays up
 	$(BIN)/nyxctl testnet demo
 
 .PHONY: demo-stop
-demo-stop: $(STAMP) ## stop what `make demo` started
+demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
@@ -60,8 +67,8 @@ COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/nul
 .PHONY: lock
 lock: ## resolve pyproject.toml again and pin every package with its hashes
 	test -x $(BIN)/pip-compile || $(MAKE) venv
-	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra build --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra build --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 .PHONY: clean
 clean: ## remove what the tools left behind; `rm -r .venv` starts from nothing

@@ -1,0 +1,45 @@
+"""What every test shares: one printed seed, generators that come from it, and Hypothesis without a clock.
+
+A run replays from its seed: `NYX_SEED=12345 make test`; `NYX_SEED=random` draws one. No test uses a global generator.
+"""
+
+import os
+import random
+import zlib
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: it starts threads on import
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_SEED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fix the run's seed; workers inherit it through the environment."""
+    wanted = os.environ.get("NYX_SEED", "1")
+    number = random.SystemRandom().getrandbits(32) if wanted == "random" else int(wanted)
+    os.environ["NYX_SEED"] = str(number)
+    config.stash[_SEED] = number
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed at the head of the run."""
+    return f"seed: {config.stash[_SEED]} (NYX_SEED={config.stash[_SEED]} replays this run)"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return a seed of this test's own: from the run's seed and the test's name, so order and workers do not matter."""
+    return zlib.crc32(request.node.nodeid.encode(), request.config.stash[_SEED] & 0xFFFFFFFF)
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """Return the test's own generator; `rng.randbytes(n)` is its entropy."""
+    return random.Random(seed)
