@@ -5,7 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
+# `make VENV=/elsewhere/.venv test` uses another checkout's environment as it is, with this checkout's sources.
 VENV := .venv
+export PYTHONPATH := $(CURDIR)
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
@@ -22,6 +24,7 @@ help: ## say what there is
 .PHONY: venv
 venv: $(DEV) ## make .venv with every pinned package, what tests and linters need included
 
+ifeq ($(VENV),.venv)
 # What runs Nyx: pinned packages, and this checkout's nyxd and nyxctl. Wheels only, so no compiler is needed.
 $(RUN): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Nyx needs Python 3.11 or newer with the venv module (Debian: python3-venv)" >&2; exit 1; }
@@ -34,17 +37,26 @@ $(RUN): requirements.lock pyproject.toml
 $(DEV): $(RUN) requirements-dev.lock
 	$(PIP) --no-build-isolation --require-hashes -r requirements-dev.lock
 	@touch $@
+endif
 
 .PHONY: test
 test: $(DEV) ## run every test a plain machine can run
 	$(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: lint
-lint: $(DEV) ## style, formatting, types, who may import whom, layout
+.PHONY: lint lint-style lint-types lint-imports lint-layout
+lint: lint-style lint-types lint-imports lint-layout ## style, formatting, types, who may import whom, layout
+
+lint-style: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types: $(DEV)
 	$(BIN)/mypy
+
+lint-imports: $(DEV)
 	$(BIN)/lint-imports
+
+lint-layout: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
 .PHONY: format

@@ -6,7 +6,11 @@ A run replays from its seed: `NYX_SEED=12345 make test`; `NYX_SEED=random` draws
 import os
 import random
 import zlib
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+# Processes that tests start run the code of this tree, wherever another copy of it is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: it starts threads on import
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 

@@ -10,7 +10,8 @@ from shards.tables import Table
 @pytest.mark.parametrize("seed", range(4))
 def test_table_agrees_with_a_dictionary(seed):
     rng = random.Random(seed)
-    table, model = Table(300, rng.getrandbits(64)), {}
+    table = Table(300, rng.getrandbits(64))
+    model: dict[int, int] = {}
     for step in range(4000):
         key = rng.randrange(-250, 250) if rng.random() < 0.95 else rng.getrandbits(63)
         if rng.random() < 0.5:
