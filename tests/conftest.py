@@ -8,14 +8,14 @@ import random
 import zlib
 from pathlib import Path
 
+import pytest
+from hypothesis import HealthCheck, settings
+
 ROOT = Path(__file__).resolve().parent.parent
 # Processes that tests start run the code of this tree, wherever another copy of it is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: it starts threads on import
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-
-import pytest
-from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", parent=settings.get_profile("ci"), derandomize=False, max_examples=2000)
