@@ -54,7 +54,7 @@ lint-types: $(DEV)
 	$(BIN)/mypy
 
 lint-imports: $(DEV)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 lint-layout: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_layout.py

@@ -44,7 +44,7 @@ def test_place_accepts(path: str) -> None:
         "files.pythonhosted.org",
         "cd /work/main",
         'open("/root/x")',
-        "(/home/alice/nyx)",
+        "(/home/jdoe/nyx)",
         "a\n<<<<<<< HEAD\nb",
     ],
 )
@@ -53,7 +53,7 @@ def test_text_refuses(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/var/lib/nyx", "~/.cache/nyx", "$HOME/work/nyx", "network/root/x", "/home/USER/.config", "title\n======="]
+    "text", ["/var/lib/nyx", "~/.cache/nyx", "$HOME/work/nyx", "network/root/x", "/home/alice/.config", "title\n======="]
 )
 def test_text_accepts(text: str) -> None:
     assert not list(layout.check_text("docs/x.md", text))
