@@ -52,7 +52,7 @@ VALUES = st.sampled_from(
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(VALUES, max_size=4)), max_size=4, unique_by=lambda t: t[0]))
 def test_each_key_is_found_on_the_line_where_it_was_written(tables):
     lines: list[str] = []
-    expected = {}
+    expected: dict[tuple[str, ...], int] = {}
     for name, values in tables:
         expected[(name,)] = len("\n".join([*lines, ""]).split("\n")) if lines else 1
         lines.append(f"[{name}]")
