@@ -48,6 +48,7 @@ _SCALARS: Final = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 Spec = str | np.dtype[Any]
+Int = Any  # an integer inside kernels: int in Python, int64 when it comes from an array or from compiled code
 
 
 def address_of(array: NDArray[Any]) -> int:

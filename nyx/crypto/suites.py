@@ -1,0 +1,25 @@
+"""Cipher suites: their numbers, key sizes, and which of them this processor may use. Source: docs/protocol.md, "Suites"."""
+
+from typing import Final
+
+from nyx.crypto.sodium import AEGIS_KEY, CHACHA_KEY
+from nyx.wire.geometry import LAYER_KEY_AEGIS, LAYER_KEY_CHACHA
+
+SUITE_CHACHA: Final = 1
+SUITE_AEGIS128L: Final = 2
+
+SUITE_NAMES: Final = {SUITE_CHACHA: "chacha20poly1305", SUITE_AEGIS128L: "aegis128l"}
+LINK_KEY_SIZES: Final = {SUITE_CHACHA: CHACHA_KEY, SUITE_AEGIS128L: AEGIS_KEY}
+LAYER_KEY_SIZES: Final = {SUITE_CHACHA: LAYER_KEY_CHACHA, SUITE_AEGIS128L: LAYER_KEY_AEGIS}
+# Cells under one data layer key, before its security bound says stop.
+LAYER_CELL_LIMITS: Final = {SUITE_CHACHA: 1 << 24, SUITE_AEGIS128L: 1 << 30}
+
+
+def available_suites(flags: str) -> list[int]:
+    """Suites that a processor with these feature flags (words, as in /proc/cpuinfo) may use, the preferred first.
+
+    AEGIS needs AES instructions: without them libsodium falls back to code that is slow and not constant time.
+    """
+    have = set(flags.split())
+    fast = "aes" in have and bool(have & {"avx", "asimd", "neon"})
+    return [SUITE_AEGIS128L, SUITE_CHACHA] if fast else [SUITE_CHACHA]
