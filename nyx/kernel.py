@@ -211,11 +211,11 @@ def foreign(library: str | None, name: str, result: str, *arguments: str) -> Cal
 
 if PLAIN:
 
-    def load_acquire(at: int) -> int:
+    def load_acquire(at: Int) -> int:
         """The word at this address; later loads and stores stay behind it."""
         return ctypes.c_int64.from_address(int(at)).value
 
-    def store_release(at: int, value: int) -> None:
+    def store_release(at: Int, value: Int) -> None:
         """Store the word; everything stored before it is visible to whoever sees it. The commit of every protocol here."""
         ctypes.c_int64.from_address(int(at)).value = int(value)
 
