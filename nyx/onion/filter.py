@@ -1,0 +1,177 @@
+"""The replay filter of a hop that is not the last: drops cells that it has passed on before.
+
+Place on a packet's way: before "onion unwrap", data cells only. Without it a malicious neighbour marks a circuit by
+repeating its cells. The ends of a circuit use the exact window instead (`nyx.onion.cell`). Source: docs/protocol.md,
+"Replay filter".
+
+SipHash-2-4 under a secret key over (circuit id, direction, the cell's first 16 bytes as received) gives 64 bits: the low 32
+are the fingerprint (0 becomes 1; 0 is an empty place), the high 32 choose the bucket. A generation is a cuckoo table: buckets
+of 4 fingerprints, the second bucket of a fingerprint is the first XOR a hash of the fingerprint, so that an entry can move
+without its cell. Two generations: lookups read both, new entries go to the current one. They turn every 30 s, and early when
+an entry finds no place after KICKS moves: the entry left over then opens the new generation, so a full table shortens the
+memory and never passes a repeated cell silently. A cell is remembered for at least one generation. False drops: at most 16
+comparisons of 32 bits, 2^-28, and 2^-29 while the older generation is at rest.
+
+One worker writes it. A kill in the middle of a move can lose that one fingerprint.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.columns import Column, Columns
+from nyx.crypto.scratch import SCRATCH_SHORT
+from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, siphash24
+from nyx.kernel import Int, address, inline
+from nyx.wire.geometry import CELL_LEFT_SIZE, CIRCUIT_ID_SIZE
+from nyx.wire.packet import write_u32
+
+GENERATION_NS: Final = 30_000_000_000
+BUCKET: Final = 4  # fingerprints in a bucket: 95 % of the places fill before an insertion fails
+KICKS: Final = 256  # moves before a table counts as full
+
+FILTER: Final = np.dtype(
+    [
+        ("turned", "i8"),  # monotonic ns of the last turn; 0 before the first cell
+        ("current", "i8"),  # generation that takes new entries, 0 or 1
+        ("count", "i8"),  # entries in it
+        ("turns", "i8"),
+        ("early", "i8"),  # turns because the table was full
+        ("seen", "i8"),  # cells found to be repeated
+        ("key", "u1", (SIPHASH_KEY,)),
+    ],
+    align=True,
+)
+_FIELDS: Final[Any] = FILTER.fields
+_KEY: Final = int(_FIELDS["key"][1])
+_INPUT: Final = CIRCUIT_ID_SIZE + 1 + CELL_LEFT_SIZE
+_INPUT_AT: Final = SCRATCH_SHORT + SIPHASH_SIZE
+_SPREAD: Final = 0x5BD1E995  # odd: spreads a fingerprint over the bucket numbers
+
+Bytes = NDArray[np.uint8]
+Table = NDArray[np.uint32]
+State = NDArray[Any]
+
+
+def filter_columns(buckets: int) -> list[Column]:
+    """Columns of a filter whose generations have this many buckets, a power of two up to 2^31; 32 bytes each for both.
+
+    Sized for the cells of 30 s: about 3.8 cells to a bucket.
+    """
+    if not 2 <= buckets <= 1 << 31 or buckets & (buckets - 1):
+        raise ValueError(f"{buckets} buckets: not a power of two from 2 to 2^31")
+    return [Column("filter", FILTER, 1), Column("filter_table", np.dtype("u4"), 2 * buckets * BUCKET)]
+
+
+def start_filter(columns: Columns, entropy: Callable[[int], bytes]) -> None:
+    """Draw the filter's key if it has none yet; a worker that starts on a living table keeps it."""
+    key = columns["filter"][0]["key"]
+    if not key.any():
+        key[:] = np.frombuffer(entropy(SIPHASH_KEY), np.uint8)
+
+
+@inline
+def _other(bucket: Int, fingerprint: Int, buckets: Int) -> Int:
+    """The other bucket of a fingerprint; its own inverse, and never the same bucket."""
+    spread = (fingerprint * _SPREAD & 0xFFFFFFFF) ^ (fingerprint >> 15)
+    return bucket ^ ((spread & (buckets - 1)) | 1)
+
+
+@inline
+def _holds(table: Table, base: Int, fingerprint: Int) -> Int:
+    found: Int = 0
+    for i in range(BUCKET):
+        found |= np.int64(np.int64(table[base + i]) == fingerprint)
+    return found
+
+
+@inline
+def _place(table: Table, base: Int, fingerprint: Int) -> Int:
+    """Put a fingerprint into an empty place of this bucket: 1, or 0 when there is none."""
+    for i in range(BUCKET):
+        if table[base + i] == 0:
+            table[base + i] = fingerprint
+            return 1
+    return 0
+
+
+@inline
+def _insert(table: Table, start: Int, buckets: Int, bucket: Int, fingerprint: Int) -> Int:
+    """Insert into the generation at `start`. Returns 0, or what found no place in the end: its bucket << 32 | fingerprint.
+
+    Which entry of a full bucket moves follows from the moves so far: no randomness, and no place is favoured.
+    """
+    at = np.int64(bucket)
+    hand = np.int64(fingerprint)
+    if _place(table, start + at * BUCKET, hand) or _place(table, start + _other(at, hand, buckets) * BUCKET, hand):
+        return np.int64(0)
+    for kick in range(KICKS):
+        place = start + at * BUCKET + (hand + kick) % BUCKET
+        moved = np.int64(table[place])
+        table[place] = hand
+        hand = moved
+        at = _other(at, hand, buckets)
+        if _place(table, start + at * BUCKET, hand):
+            return np.int64(0)
+    return at << 32 | hand
+
+
+@inline
+def _turn(state: State, table: Table, now: Int) -> Int:
+    """Forget the older generation and begin a new one in its place; returns where it starts."""
+    half = np.int64(table.size) // 2
+    current = 1 - np.int64(state[0]["current"])
+    table[current * half : (current + 1) * half] = 0
+    state[0]["current"] = current
+    state[0]["count"] = 0
+    state[0]["turned"] = now
+    state[0]["turns"] += 1
+    return current * half
+
+
+@inline
+def _fingerprint(state: State, circuit_id: Int, direction: Int, pool: Bytes, at: Int, scratch: Bytes) -> Int:
+    """Hash what names the cell on this hop; 64 bits, as int64."""
+    write_u32(scratch, _INPUT_AT, np.int64(circuit_id))
+    scratch[_INPUT_AT + CIRCUIT_ID_SIZE] = direction
+    head = _INPUT_AT + CIRCUIT_ID_SIZE + 1
+    scratch[head : head + CELL_LEFT_SIZE] = pool[at : at + CELL_LEFT_SIZE]
+    base = address(scratch)
+    siphash24(base + SCRATCH_SHORT, base + _INPUT_AT, _INPUT, address(state) + _KEY)
+    value = np.int64(0)
+    for i in range(SIPHASH_SIZE):
+        value |= np.int64(scratch[SCRATCH_SHORT + i]) << (8 * i)
+    return value
+
+
+@inline
+def filter_seen(
+    state: State, table: Table, circuit_id: Int, direction: Int, pool: Bytes, at: Int, now: Int, scratch: Bytes
+) -> Int:
+    """Say whether the data cell at pool[at:], as received, has passed this hop before (1), and remember it if not (0)."""
+    half = np.int64(table.size) // 2
+    buckets = half // BUCKET
+    value = _fingerprint(state, circuit_id, direction, pool, at, scratch)
+    fingerprint = max(value & 0xFFFFFFFF, np.int64(1))
+    bucket = value >> 32 & (buckets - 1)
+    other = _other(bucket, fingerprint, buckets)
+    start = np.int64(state[0]["current"]) * half
+    if np.int64(state[0]["turned"]) == 0:
+        state[0]["turned"] = now
+    elif now - np.int64(state[0]["turned"]) >= GENERATION_NS:
+        start = _turn(state, table, now)
+    found = _holds(table, bucket * BUCKET, fingerprint) | _holds(table, other * BUCKET, fingerprint)
+    found |= _holds(table, half + bucket * BUCKET, fingerprint) | _holds(table, half + other * BUCKET, fingerprint)
+    if found:
+        state[0]["seen"] += 1
+        return np.int64(1)
+    left_over = _insert(table, start, buckets, bucket, fingerprint)
+    state[0]["count"] += 1
+    if left_over != 0:
+        start = _turn(state, table, now)
+        state[0]["early"] += 1
+        state[0]["count"] += 1
+        table[start + (left_over >> 32) * BUCKET] = left_over & 0xFFFFFFFF
+    return np.int64(0)
