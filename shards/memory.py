@@ -1,0 +1,81 @@
+"""Memory that outlives the process working on it: a sealed memfd of columns.
+
+Roles: the supervisor creates it and never lets go; workers are forked with the mapping; another program attaches by descriptor.
+Layout: one page of header (magic, layout digest), then the columns as `nyx.columns` lays them out, all zero at first.
+Who attaches with other columns is refused, so two versions never read each other's words wrongly. The size is sealed (nobody can
+truncate it under a reader), and so is writing through any later mapping where `exclusive` is asked: only the creator and what
+it forks write, everybody else maps it read-only. It is kept out of core dumps.
+Source: Linux memfd_create(2), fcntl(2) "File sealing", madvise(2).
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Final, Self
+
+import numpy as np
+
+from nyx.columns import ALIGN, Column, Columns, layout_digest, offsets, view
+from nyx.errors import InternalError
+
+_MAGIC: Final = b"nyx memory 1\n"
+_F_SEAL_FUTURE_WRITE: Final = 0x10  # not in Python's fcntl yet
+_MADV_DONTDUMP: Final = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Memory:
+    """A memfd and its columns as vectors. `fd` may be inherited by a program that calls `attach`."""
+
+    def __init__(self, fd: int, pages: mmap.mmap, columns: Sequence[Column]) -> None:
+        self.fd = fd
+        self.layout = list(columns)
+        self.columns: Columns = view(self.layout, memoryview(pages)[ALIGN:])
+        self._pages = pages
+
+    @classmethod
+    def create(cls, name: str, columns: Sequence[Column], *, exclusive: bool = False) -> Self:
+        """Zeroed memory for these columns; `name` shows in /proc/PID/maps and names no node or peer."""
+        size = ALIGN + offsets(columns)[1]
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        pages = mmap.mmap(fd, size)
+        pages[: len(_header(columns))] = _header(columns)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | (_F_SEAL_FUTURE_WRITE if exclusive else 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        pages.madvise(_MADV_DONTDUMP)
+        return cls(fd, pages, columns)
+
+    @classmethod
+    def attach(cls, fd: int, columns: Sequence[Column], *, writable: bool = True) -> Self:
+        """The columns of a memfd that somebody else created. Raises InternalError when it holds another layout."""
+        size = ALIGN + offsets(columns)[1]
+        if os.fstat(fd).st_size != size:
+            raise InternalError(f"memory has {os.fstat(fd).st_size} bytes, these columns need {size}")
+        pages = mmap.mmap(fd, size, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        if pages[: len(_header(columns))] != _header(columns):
+            raise InternalError("memory holds another layout of columns")
+        pages.madvise(_MADV_DONTDUMP)
+        return cls(fd, pages, columns)
+
+    def lock(self, *names: str) -> bool:
+        """Keep these columns out of swap; False where the limit on locked memory (often 8 MiB) forbids it."""
+        done = True
+        for name in names:
+            column: np.ndarray[tuple[int], np.dtype[np.void]] = self.columns[name]
+            at, size = ctypes.c_void_p(column.ctypes.data), ctypes.c_size_t(column.nbytes)
+            done = _libc.mlock(at, size) == 0 and done
+        return done
+
+    def close(self) -> None:
+        """Let the descriptor go; the mapping lives as long as some vector over it does."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _header(columns: Sequence[Column]) -> bytes:
+    return _MAGIC + layout_digest(columns).encode()
