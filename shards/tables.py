@@ -49,6 +49,8 @@ CIRCUIT: Final = np.dtype(
     align=True,
 )
 
+_FIELDS: Any = CIRCUIT.fields
+CELL_NEXT: Final = int(_FIELDS["cell_next"][1])  # offset of the commit word of an end's window
 KEYS_PER_CIRCUIT: Final = HOPS_MAX * 2 * LAYER_KEY_MAX  # bytes; hop h, direction d at (2 h + d) * LAYER_KEY_MAX
 WINDOW_WORDS: Final = WINDOW_BITS // 64
 

@@ -1,0 +1,184 @@
+"""One worker's packet path: from its socket to relayed packets and opened cells, and from opened cells to packets.
+
+Place on a packet's way: all of it between the socket and the streams. Every step is one kernel call for the whole batch; the
+order of the calls is the order of docs/architecture.md, "A packet's day". What is not a data cell (link frames, builds,
+answers, packets of strangers) is handed to Python, one at a time: those are rare.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.columns import Columns
+from nyx.crypto.scratch import new_scratch
+from nyx.link.seal import open_packets
+from nyx.onion.layer import BACKWARD, FORWARD, tweak_bytes
+from nyx.wire.codes import Drop
+from nyx.wire.geometry import LINK_PAYLOAD_SIZE, PACKET_LENGTH, PACKET_PATH, PACKET_PAYLOAD, PACKET_SIZE, PACKET_TYPE
+from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells, wrap_cells
+from shards.kernels.route import count_codes, find_sessions, sort_packets
+from shards.outbox import Outbox
+from shards.pool import Pool
+from shards.tables import Table
+from shards.udp import BATCH, Udp
+
+Words = NDArray[np.int64]
+
+
+class Control(NamedTuple):
+    """A packet of a live session that is not a data cell: session row, header bytes 12 and 13, payload of 1228 bytes."""
+
+    row: int
+    header: int
+    path: int
+    payload: bytes
+
+
+class Stranger(NamedTuple):
+    """A packet whose CID names no session: its 1280 bytes and the raw address it came from."""
+
+    packet: bytes
+    source: bytes
+
+
+class Batch:
+    """The vectors of one batch and the kernel calls over them. `drops` counts by `Drop` code."""
+
+    def __init__(self, columns: Columns, pool: Pool, udp: Udp, sessions: Table, circuits: Table, connections: int) -> None:
+        self._columns = columns
+        self._pool = pool
+        self._udp = udp
+        self._sessions = sessions
+        self._circuits = circuits
+        self.scratch: NDArray[np.uint8] = new_scratch()
+        self.outbox = Outbox(columns, pool, udp, self.scratch)
+        self.drops: Words = np.zeros(len(Drop), np.int64)
+        self.circuit_of: Words = np.zeros(connections, np.int64)  # connection row -> circuit row + 1
+        self.frames: Words = np.zeros(BATCH, np.int64)
+        self.connections: Words = np.zeros(BATCH, np.int64)
+        self.sequences: Words = np.zeros(BATCH, np.int64)
+        self.ended = 0
+        self._rows: Words = np.zeros(BATCH, np.int64)
+        self._codes: Words = np.zeros(BATCH, np.int64)
+        self._cells: Words = np.zeros(BATCH, np.int64)
+        self._control: Words = np.zeros(BATCH, np.int64)
+        self._done: Words = np.zeros(2 * BATCH, np.int64)
+        self._counts: Words = np.zeros(8, np.int64)
+        self._n = 0
+        self._n_control = 0
+        tweaks = tweak_bytes(FORWARD, 0, 0, 0) + tweak_bytes(BACKWARD, 0, 0, 0)
+        self._tweaks: NDArray[np.uint8] = np.frombuffer(tweaks, np.uint8).copy()
+        self._wrapped: Words = np.zeros(BATCH, np.int64)
+
+    # ------------------------------------------------------------ inwards
+
+    def receive(self, now: int) -> int:
+        """Receive, open and sort what waits; relay what is to be relayed. Returns packets received.
+
+        Afterwards `frames`, `connections`, `sequences`[:ended] are the opened cells, `control()` and `strangers()` the rest;
+        the caller reads them all, then calls `release`.
+        """
+        pool, sessions, table = self._pool, self._columns["sessions"], self._sessions
+        self.ended = self._n_control = 0
+        self._n = n = self._udp.receive()
+        self._counts[:] = 0
+        if not n:
+            return 0
+        slots = self._udp.slots
+        known = find_sessions(pool.packets, slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
+        if known:
+            windows = self._columns["session_windows"]
+            open_packets(pool.packets, slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
+            self._sort(n, now)
+        return n
+
+    def _sort(self, n: int, now: int) -> None:
+        pool, slots, counts = self._pool, self._udp.slots, self._counts
+        sort_packets(
+            pool.packets,
+            slots,
+            self._rows,
+            self._codes,
+            n,
+            self._columns["sessions"],
+            self._cells,
+            self._control,
+            self._done,
+            counts,
+        )
+        cells, self._n_control, dropped = int(counts[0]), int(counts[1]), int(counts[2])
+        counts[:] = 0
+        if dropped:
+            count_codes(self._codes, self._rows, n, self.drops)
+            pool.give(self._done[:dropped])
+        if cells:
+            self._process(cells, now)
+
+    def _process(self, cells: int, now: int) -> None:
+        columns, table, out = self._columns, self._circuits, self.outbox
+        process_cells(
+            self._pool.packets, self._udp.slots, self._rows, self._cells, cells, now, columns["sessions"],
+            table.keys, table.values, table.multiplier, columns["circuits"], columns["layer_keys"], columns["cell_windows"],
+            columns["filter"], columns["filter_table"], self._tweaks, self.scratch,
+            out.slots, out.rows, out.n, self.frames, self.connections, self.sequences, self._done, self._counts, self.drops,
+        )  # fmt: skip
+        out.n += int(self._counts[COUNT_OUT])
+        self.ended = int(self._counts[COUNT_ENDED])
+
+    def control(self) -> Iterator[Control]:
+        """The packets that carry link frames, builds or answers; each slot is given back as it is read."""
+        packets, slots = self._pool.packets, self._udp.slots
+        for k in range(self._n_control):
+            i = int(self._control[k])
+            at = int(slots[i]) * PACKET_SIZE
+            body = packets[at + PACKET_PAYLOAD : at + PACKET_PAYLOAD + LINK_PAYLOAD_SIZE].tobytes()
+            found = Control(int(self._rows[i]), int(packets[at + PACKET_TYPE]), int(packets[at + PACKET_PATH]), body)
+            self._pool.give(slots[i : i + 1])
+            yield found
+
+    def strangers(self) -> Iterator[Stranger]:
+        """The packets of unknown CIDs; each slot is given back as it is read."""
+        packets, slots = self._pool.packets, self._udp.slots
+        for i in np.flatnonzero(self._rows[: self._n] < 0):
+            at = int(slots[i]) * PACKET_SIZE
+            found = Stranger(packets[at : at + PACKET_SIZE].tobytes(), self._udp.source(int(i)))
+            self._pool.give(slots[i : i + 1])
+            yield found
+
+    def release(self) -> None:
+        """Give back the slots of cells that ended here or went no further."""
+        done = int(self._counts[COUNT_DONE])
+        if done:
+            self._pool.give(self._done[:done])
+            self._counts[COUNT_DONE] = 0
+
+    # ------------------------------------------------------------ outwards
+
+    def wrap(self, slots: Words, connections: Words, n: int, now: int) -> None:
+        """Put the onion on n opened cells that streams wrote into `slots`, and queue them."""
+        columns, out = self._columns, self.outbox
+        wrap_cells(
+            self._pool.packets, slots, connections, n, self.circuit_of, columns["circuits"], columns["layer_keys"],
+            self._tweaks, self.scratch, now, self._wrapped,
+        )  # fmt: skip
+        out.slots[out.n : out.n + n] = slots[:n]
+        out.rows[out.n : out.n + n] = self._wrapped[:n]
+        out.n += n
+
+    def send_control(self, row: int, header: int, path: int, length: int, payload: bytes) -> bool:
+        """Queue one packet that is not a data cell; False when no slot is free."""
+        slot = self._pool.take(1)
+        if not len(slot) or not self.outbox.room:
+            self._pool.give(slot)
+            return False
+        at = int(slot[0]) * PACKET_SIZE
+        packet: NDArray[Any] = self._pool.packets[at : at + PACKET_SIZE]
+        packet[PACKET_TYPE] = header
+        packet[PACKET_PATH] = path
+        packet[PACKET_LENGTH] = length >> 8
+        packet[PACKET_LENGTH + 1] = length & 0xFF
+        packet[PACKET_PAYLOAD : PACKET_PAYLOAD + LINK_PAYLOAD_SIZE] = np.frombuffer(payload, np.uint8)
+        self.outbox.add(int(slot[0]), row)
+        return True

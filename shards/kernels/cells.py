@@ -1,0 +1,194 @@
+"""What a worker does with a batch of data cells: pass them on as a relay, or open them at an end; and the way out from an end.
+
+Place on a packet's way: replay filter -> onion layer -> (relay: next session) or (end: opened-cell check -> frames);
+outwards at an end: onion layers -> session. A relay and the last hop apply `layer`, the client its inverse, both ways.
+Source: docs/protocol.md, "Onion layer", "Opened cell", "Replay filter".
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+from nyx.kernel import Int, address, inline, kernel
+from nyx.link.session import SESSION, SESSION_LIVE
+from nyx.onion.cell import cell_accept, cell_sequence
+from nyx.onion.filter import FILTER, filter_seen
+from nyx.onion.layer import layer, unlayer
+from nyx.wire.codes import Drop
+from nyx.wire.geometry import (
+    LAYER_KEY_MAX,
+    LINK_PAYLOAD_SIZE,
+    PACKET_CELL,
+    PACKET_CIRCUIT,
+    PACKET_FRAMES,
+    PACKET_LENGTH,
+    PACKET_PATH,
+    PACKET_SIZE,
+    PACKET_TYPE,
+    TWEAK_SIZE,
+)
+from nyx.wire.packet import read_u32, write_u32
+from shards.tables import (
+    BACK,
+    CELL_NEXT,
+    CIRCUIT,
+    FORTH,
+    KEYS_PER_CIRCUIT,
+    ROLE_CLIENT,
+    ROLE_LAST,
+    ROLE_RELAY,
+    WINDOW_WORDS,
+    find,
+)
+
+_OK: Final = int(Drop.OK)
+_CIRCUIT_SIZE: Final = CIRCUIT.itemsize
+_UNKNOWN: Final = int(Drop.UNKNOWN_CIRCUIT)
+_REPEATED: Final = int(Drop.REPEATED_CELL)
+_BAD_CELL: Final = int(Drop.BAD_CELL)
+_NO_ROUTE: Final = int(Drop.NO_ROUTE)
+
+# counts[] of process_cells
+COUNT_OUT: Final = 0
+COUNT_ENDED: Final = 1
+COUNT_DONE: Final = 2
+
+
+@inline
+def address_cell(pool: Any, at: Int, circuit_id: Int) -> None:
+    """Write what link seal expects of a data cell: header bytes 12-15 and the circuit id."""
+    pool[at + PACKET_TYPE] = 0
+    pool[at + PACKET_PATH] = 0
+    pool[at + PACKET_LENGTH] = LINK_PAYLOAD_SIZE >> 8
+    pool[at + PACKET_LENGTH + 1] = LINK_PAYLOAD_SIZE & 0xFF
+    write_u32(pool, at + PACKET_CIRCUIT, circuit_id)
+
+
+@inline
+def _layer_key(row: Any, hop: Int, direction: Int) -> Any:
+    return np.int64(row) * KEYS_PER_CIRCUIT + (2 * hop + direction) * LAYER_KEY_MAX
+
+
+@inline
+def _pass_on(
+    pool: Any, at: Int, row: Int, direction: Int, now: Int, sessions: Any, circuits: Any, keys: Any,
+    filter_state: Any, filter_table: Any, tweaks: Any, scratch: Any,
+) -> Any:  # fmt: skip
+    """A relay's work on one cell. Returns the session row it leaves by, or -1 - code."""
+    circuit = circuits[row]
+    arrived_as = np.int64(circuit["back_id"]) if direction == FORTH else np.int64(circuit["forth_id"])
+    if filter_seen(filter_state, filter_table, arrived_as, direction, pool, at + PACKET_CELL, now, scratch):
+        return np.int64(-1 - _REPEATED)
+    out = (np.int64(circuit["forth_session"]) if direction == FORTH else np.int64(circuit["back_session"])) - 1
+    if out < 0 or np.int64(sessions[out]["state"]) != SESSION_LIVE:
+        return np.int64(-1 - _NO_ROUTE)
+    suite = np.int64(circuit["suite"])
+    layer(pool, at + PACKET_CELL, keys, _layer_key(row, 0, direction), suite, tweaks, direction * TWEAK_SIZE, scratch)
+    address_cell(pool, at, np.int64(circuit["forth_id"]) if direction == FORTH else np.int64(circuit["back_id"]))
+    return out
+
+
+@inline
+def _arrive(pool: Any, at: Int, row: Int, circuits: Any, commits: Int, keys: Any, windows: Any, tweaks: Any, scratch: Any) -> Any:
+    """An end's work on one cell: layers off, authentication, window. Returns its sequence, or -1 - code."""
+    circuit = circuits[row]
+    suite = np.int64(circuit["suite"])
+    if np.int64(circuit["role"]) == ROLE_LAST:
+        layer(pool, at + PACKET_CELL, keys, _layer_key(row, 0, FORTH), suite, tweaks, 0, scratch)
+    else:
+        for hop in range(np.int64(circuit["hops"])):
+            unlayer(pool, at + PACKET_CELL, keys, _layer_key(row, hop, BACK), suite, tweaks, TWEAK_SIZE, scratch)
+    sequence = cell_sequence(pool, at + PACKET_CELL)
+    if sequence < 0:
+        circuit["bad_cells"] = np.int64(circuit["bad_cells"]) + 1
+        return np.int64(-1 - _BAD_CELL)
+    code = cell_accept(windows, np.int64(row) * WINDOW_WORDS, commits + np.int64(row) * _CIRCUIT_SIZE, sequence)
+    return sequence if code == _OK else np.int64(-1 - code)
+
+
+@kernel(
+    "i8", "u1[]", "i8[]", "i8[]", "i8[]", "i8", "i8", SESSION, "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]", "u1[]",
+    "u1[]", "i8[]", "i8[]", "i8", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
+)  # fmt: skip
+def process_cells(
+    pool: Any, slots: Any, rows: Any, cells: Any, n: Int, now: Int, sessions: Any,
+    table_keys: Any, table_values: Any, multiplier: Int, circuits: Any, keys: Any, windows: Any,
+    filter_state: Any, filter_table: Any, tweaks: Any, scratch: Any,
+    out_slots: Any, out_rows: Any, out_at: Int, frames: Any, connections: Any, sequences: Any, done: Any, counts: Any, drops: Any,
+) -> int:  # fmt: skip
+    """Pass on or open every data cell of a batch: cells[0:n] index slots and rows (session rows they arrived on).
+
+    Cells to pass on are appended to out_slots, out_rows from out_at. Cells that ended here give their frame bytes' offset in
+    the pool, connection row and sequence. Slots that are finished with, those of ended cells included, are in done: they are
+    given back after the frames are read. counts[0:3] = how many of each; drops[code] counts what went no further.
+    """
+    commits = address(circuits) + CELL_NEXT
+    n_out, n_ended, n_done = np.int64(out_at), 0, 0
+    for k in range(n):
+        i = np.int64(cells[k])
+        slot = np.int64(slots[i])
+        at = slot * PACKET_SIZE
+        link = np.int64(sessions[np.int64(rows[i])]["link"])
+        found = find(table_keys, table_values, multiplier, link << 32 | read_u32(pool, at + PACKET_CIRCUIT))
+        result = np.int64(-1 - _UNKNOWN)
+        if found >= 0:
+            row, direction = found >> 1, found & 1
+            circuit = circuits[row]
+            circuit["last_used"] = now
+            if direction == FORTH:
+                circuit["cells_forth"] = np.int64(circuit["cells_forth"]) + 1
+            else:
+                circuit["cells_back"] = np.int64(circuit["cells_back"]) + 1
+            if np.int64(circuit["role"]) == ROLE_RELAY:
+                result = _pass_on(
+                    pool, at, row, direction, now, sessions, circuits, keys, filter_state, filter_table, tweaks, scratch
+                )
+                if result >= 0:
+                    out_slots[n_out] = slot
+                    out_rows[n_out] = result
+                    n_out += 1
+                    continue
+            else:
+                result = _arrive(pool, at, row, circuits, commits, keys, windows, tweaks, scratch)
+                if result >= 0:
+                    frames[n_ended] = at + PACKET_FRAMES
+                    connections[n_ended] = np.int64(circuit["connection"]) - 1
+                    sequences[n_ended] = result
+                    n_ended += 1
+        if result < 0:
+            drops[-1 - result] = np.int64(drops[-1 - result]) + 1
+        done[n_done] = slot
+        n_done += 1
+    counts[COUNT_OUT] = n_out - out_at
+    counts[COUNT_ENDED] = n_ended
+    counts[COUNT_DONE] = n_done
+    return 0
+
+
+@kernel("i8", "u1[]", "i8[]", "i8[]", "i8", "i8[]", CIRCUIT, "u1[]", "u1[]", "u1[]", "i8", "i8[]")
+def wrap_cells(
+    pool: Any, slots: Any, connections: Any, n: Int, circuit_of: Any, circuits: Any, keys: Any, tweaks: Any, scratch: Any,
+    now: Int, out_rows: Any,
+) -> int:  # fmt: skip
+    """Put the onion on n opened cells that start at an end: cell k is in slots[k], of connection connections[k].
+
+    circuit_of[connection] is its circuit's row + 1. out_rows[k] becomes the session row it leaves by.
+    """
+    for k in range(n):
+        at = np.int64(slots[k]) * PACKET_SIZE
+        row = np.int64(circuit_of[np.int64(connections[k])]) - 1
+        circuit = circuits[row]
+        suite = np.int64(circuit["suite"])
+        circuit["last_used"] = now
+        if np.int64(circuit["role"]) == ROLE_CLIENT:
+            for hop in range(np.int64(circuit["hops"]) - 1, -1, -1):
+                unlayer(pool, at + PACKET_CELL, keys, _layer_key(row, hop, FORTH), suite, tweaks, 0, scratch)
+            circuit["cells_forth"] = np.int64(circuit["cells_forth"]) + 1
+            address_cell(pool, at, np.int64(circuit["forth_id"]))
+            out_rows[k] = np.int64(circuit["forth_session"]) - 1
+        else:
+            layer(pool, at + PACKET_CELL, keys, _layer_key(row, 0, BACK), suite, tweaks, TWEAK_SIZE, scratch)
+            circuit["cells_back"] = np.int64(circuit["cells_back"]) + 1
+            address_cell(pool, at, np.int64(circuit["back_id"]))
+            out_rows[k] = np.int64(circuit["back_session"]) - 1
+    return 0
