@@ -401,7 +401,7 @@ class _Loader:
         for name in _PATHS:
             if name in values:
                 home, rest = self.environ.get("HOME", ""), values[name].parts[1:]
-                values[name] = self.folder / (Path(home, *rest) if home and values[name].parts[0] == "~" else values[name])
+                values[name] = self.folder / (Path(home, *rest) if home and values[name].parts[:1] == ("~",) else values[name])
         return values
 
     def cross_check(self, values: Values) -> None:
