@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Column, Columns
 from nyx.crypto.scratch import SCRATCH_SHORT
-from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, siphash24
+from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, memzero, siphash24
 from nyx.kernel import Int, address, inline
 from nyx.wire.geometry import CELL_LEFT_SIZE, CIRCUIT_ID_SIZE
 from nyx.wire.packet import write_u32
@@ -143,6 +143,7 @@ def _fingerprint(state: State, circuit_id: Int, direction: Int, pool: Bytes, at:
     value = np.int64(0)
     for i in range(SIPHASH_SIZE):
         value |= np.int64(scratch[SCRATCH_SHORT + i]) << (8 * i)
+    memzero(base + SCRATCH_SHORT, SIPHASH_SIZE + _INPUT)
     return value
 
 
