@@ -40,8 +40,9 @@ $(DEV): $(RUN) requirements-dev.lock
 endif
 
 .PHONY: test
-test: $(DEV) ## run every test a plain machine can run
+test: $(DEV) ## run every test a plain machine can run, then the library's again with kernels as plain Python
 	$(BIN)/python -m pytest -n $(JOBS)
+	NYX_KERNELS=plain $(BIN)/python -m pytest -n $(JOBS) -m "not e2e and not slow" tests/nyx
 
 .PHONY: lint lint-style lint-types lint-imports lint-layout
 lint: lint-style lint-types lint-imports lint-layout ## style, formatting, types, who may import whom, layout

@@ -207,7 +207,7 @@ def foreign(library: str | None, name: str, result: str, *arguments: str) -> Cal
     return external
 
 
-# ---------------------------------------------------------------- atomics (aligned 8-byte words at an address)
+# ---------------------------------------------------------------- words of 8 bytes at an address (aligned, for the atomics)
 
 if PLAIN:
 
@@ -221,6 +221,18 @@ if PLAIN:
 
     def fence() -> None:
         """Order a store before a later load (sequential consistency); uncompiled code runs on x86 between two locks."""
+
+    def load_word(at: Int) -> int:
+        """The 8 bytes at this address, little-endian."""
+        return ctypes.c_int64.from_address(int(at)).value
+
+    def store_word(at: Int, value: Int) -> None:
+        """Store 8 bytes at this address, little-endian."""
+        ctypes.c_int64.from_address(int(at)).value = int(value)
+
+    def swap_word(value: Int) -> int:
+        """The word with its 8 bytes in the opposite order: big-endian from little-endian and back."""
+        return int.from_bytes(int(value).to_bytes(8, "little", signed=True), "big", signed=True)
 
 else:
     from llvmlite import ir as _ir
@@ -258,3 +270,31 @@ else:
             return context.get_dummy_value()
 
         return _types.void(), generate
+
+    @_intrinsic
+    def load_word(_context: Any, at: Any) -> Any:  # noqa: ARG001  (the compiler's form)
+        """The 8 bytes at this address, little-endian."""
+
+        def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+            return builder.load(_pointer(builder, args[0]), align=1, typ=_ir.IntType(64))
+
+        return _types.int64(_types.int64), generate
+
+    @_intrinsic
+    def store_word(_context: Any, at: Any, value: Any) -> Any:  # noqa: ARG001  (the compiler's form)
+        """Store 8 bytes at this address, little-endian."""
+
+        def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+            builder.store(args[1], _pointer(builder, args[0]), align=1)
+            return context.get_dummy_value()
+
+        return _types.void(_types.int64, _types.int64), generate
+
+    @_intrinsic
+    def swap_word(_context: Any, value: Any) -> Any:  # noqa: ARG001  (the compiler's form)
+        """The word with its 8 bytes in the opposite order: big-endian from little-endian and back."""
+
+        def generate(_c: Any, builder: Any, _s: Any, args: Any) -> Any:
+            return builder.bswap(args[0])
+
+        return _types.int64(_types.int64), generate

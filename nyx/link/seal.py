@@ -29,7 +29,7 @@ from nyx.crypto.sodium import (
     siphash24,
 )
 from nyx.crypto.suites import SUITE_AEGIS128L
-from nyx.kernel import Int, address, inline, kernel, store_release
+from nyx.kernel import Int, address, inline, kernel, load_word, store_release, store_word, swap_word
 from nyx.link.session import SESSION, SESSION_LIVE, session_offset
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import (
@@ -46,7 +46,7 @@ from nyx.wire.geometry import (
     SAMPLE_SIZE,
     SHORT_TAG_SIZE,
 )
-from nyx.wire.packet import NUMBER_LIMIT, read_u32, rebuild_number, write_u32, write_u64
+from nyx.wire.packet import NUMBER_LIMIT, read_u32, rebuild_number, write_u32
 
 _OK: Final = int(Drop.OK)
 _UNKNOWN_CID: Final = int(Drop.UNKNOWN_CID)
@@ -61,7 +61,6 @@ _RECEIVE_KEY: Final = session_offset("receive_key")
 _SEND_KEY: Final = session_offset("send_key")
 _RECEIVE_MASK: Final = session_offset("receive_mask")
 _SEND_MASK: Final = session_offset("send_mask")
-_CID_FIELD: Final = "peer_cid"
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -73,20 +72,21 @@ Sessions = NDArray[Any]
 def _mask(pool: Bytes, at: Int, key: Int, scratch: Bytes) -> None:
     """Mask or unmask header bytes 12-19 by the sample of the ciphertext."""
     siphash24(address(scratch) + SCRATCH_MASK, address(pool) + at + SAMPLE, SAMPLE_SIZE, key)
-    header = pool[at + MASK_START : at + MASK_START + MASK_SIZE]
-    np.bitwise_xor(header, scratch[SCRATCH_MASK : SCRATCH_MASK + MASK_SIZE], header)
+    header = address(pool) + at + MASK_START
+    store_word(header, load_word(header) ^ load_word(address(scratch) + SCRATCH_MASK))
 
 
 @inline
 def _nonce(scratch: Bytes, suite: Int, direction: Int, generation: Int, number: Int) -> Int:
     """Write the AEAD nonce and return its address."""
-    write_u32(scratch, SCRATCH_NONCE, direction)
+    nonce = address(scratch) + SCRATCH_NONCE
     if suite == SUITE_AEGIS128L:
-        write_u32(scratch, SCRATCH_NONCE + 4, generation)
-        write_u64(scratch, SCRATCH_NONCE + AEGIS_NONCE - 8, number)
+        store_word(nonce, swap_word(direction << 32 | generation))
+        store_word(nonce + AEGIS_NONCE - 8, swap_word(number))
     else:
-        write_u64(scratch, SCRATCH_NONCE + CHACHA_NONCE - 8, number)
-    return address(scratch) + SCRATCH_NONCE
+        store_word(nonce, swap_word(direction << 32))
+        store_word(nonce + CHACHA_NONCE - 8, swap_word(number))
+    return nonce
 
 
 @inline
@@ -150,7 +150,8 @@ def _seal_one(pool: Bytes, at: Int, row: Int, sessions: Sessions, number: Int, s
     packet = address(pool) + at
     payload = packet + PACKET_PAYLOAD
     suite = np.int64(session["suite"])
-    pool[at : at + CID_SIZE] = session[_CID_FIELD]
+    store_word(packet, load_word(base + _PEER_CID))
+    store_word(packet + CID_SIZE - 8, load_word(base + _PEER_CID + CID_SIZE - 8))
     write_u32(pool, at + PACKET_NUMBER, number)
     nonce = _nonce(scratch, suite, 1 - np.int64(session["initiator"]), np.int64(session["rekey_out"]), number)
     key = base + _SEND_KEY

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from nyx.columns import Column, Columns
 from nyx.crypto.scratch import SCRATCH_SHORT
 from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, memzero, siphash24
-from nyx.kernel import Int, address, inline
+from nyx.kernel import Int, address, inline, load_word, store_word, swap_word
 from nyx.wire.geometry import CELL_LEFT_SIZE, CIRCUIT_ID_SIZE
-from nyx.wire.packet import write_u32
 
 GENERATION_NS: Final = 30_000_000_000
 BUCKET: Final = 4  # fingerprints in a bucket: 95 % of the places fill before an insertion fails
@@ -47,7 +46,6 @@ FILTER: Final = np.dtype(
 _FIELDS: Final[Any] = FILTER.fields
 _KEY: Final = int(_FIELDS["key"][1])
 _INPUT: Final = CIRCUIT_ID_SIZE + 1 + CELL_LEFT_SIZE
-_INPUT_AT: Final = SCRATCH_SHORT + SIPHASH_SIZE
 _SPREAD: Final = 0x5BD1E995  # odd: spreads a fingerprint over the bucket numbers
 
 Bytes = NDArray[np.uint8]
@@ -134,17 +132,16 @@ def _turn(state: State, table: Table, now: Int) -> Int:
 @inline
 def _fingerprint(state: State, circuit_id: Int, direction: Int, pool: Bytes, at: Int, scratch: Bytes) -> Int:
     """Hash what names the cell on this hop; 64 bits, as int64."""
-    write_u32(scratch, _INPUT_AT, np.int64(circuit_id))
-    scratch[_INPUT_AT + CIRCUIT_ID_SIZE] = direction
-    head = _INPUT_AT + CIRCUIT_ID_SIZE + 1
-    scratch[head : head + CELL_LEFT_SIZE] = pool[at : at + CELL_LEFT_SIZE]
-    base = address(scratch)
-    siphash24(base + SCRATCH_SHORT, base + _INPUT_AT, _INPUT, address(state) + _KEY)
-    value = np.int64(0)
-    for i in range(SIPHASH_SIZE):
-        value |= np.int64(scratch[SCRATCH_SHORT + i]) << (8 * i)
-    memzero(base + SCRATCH_SHORT, SIPHASH_SIZE + _INPUT)
-    return value
+    out = address(scratch) + SCRATCH_SHORT
+    data = out + SIPHASH_SIZE
+    cell = address(pool) + at
+    store_word(data, swap_word(np.int64(circuit_id) << 32 | np.int64(direction) << 24))
+    store_word(data + CIRCUIT_ID_SIZE + 1, load_word(cell))
+    store_word(data + CIRCUIT_ID_SIZE + 9, load_word(cell + 8))
+    siphash24(out, data, _INPUT, address(state) + _KEY)
+    value = load_word(out)
+    memzero(out, SIPHASH_SIZE + _INPUT)
+    return np.int64(value)
 
 
 @inline

@@ -44,9 +44,8 @@ from nyx.crypto.sodium import (
     siphashx24,
 )
 from nyx.crypto.suites import LAYER_KEY_SIZES, SUITE_AEGIS128L, SUITE_CHACHA
-from nyx.kernel import Int, address, inline, kernel
+from nyx.kernel import Int, address, inline, kernel, load_word, store_word, swap_word
 from nyx.wire.geometry import BUILD_SLOTS, CELL_LEFT_SIZE, CELL_RIGHT_SIZE, CELL_SIZE, LAYER_KEY_MAX, TWEAK_SIZE
-from nyx.wire.packet import write_u32
 
 FORWARD: Final = 0  # towards the last hop
 BACKWARD: Final = 1  # towards the client
@@ -72,27 +71,28 @@ Longs = NDArray[np.int64]
 @inline
 def write_tweak(tweak: Bytes, at: Int, direction: Int, kind: Int, slot: Int, epoch: Int) -> None:
     """Write the 16 bytes that make a layer different per direction, kind, slot and key epoch."""
-    tweak[at] = direction
-    tweak[at + 1] = kind
-    tweak[at + 2] = slot
-    tweak[at + 3] = np.int64(epoch) >> 32 & 0xFF
-    write_u32(tweak, at + 4, np.int64(epoch))
-    write_u32(tweak, at + 8, 0)
-    write_u32(tweak, at + 12, 0)
+    head = np.int64(direction) << 56 | np.int64(kind) << 48 | np.int64(slot) << 40 | np.int64(epoch)
+    store_word(address(tweak) + at, swap_word(head))
+    store_word(address(tweak) + at + 8, 0)
+
+
+@inline
+def _xor_16(at: Int, source: Int) -> None:
+    """XOR 16 bytes, by the words in which they were written: wider loads would wait for them."""
+    store_word(at, load_word(at) ^ load_word(source))
+    store_word(at + 8, load_word(at + 8) ^ load_word(source + 8))
 
 
 @inline
 def _xor_left(pool: Bytes, at: Int, scratch: Bytes, source: Int) -> None:
-    left = pool[at : at + CELL_LEFT_SIZE]
-    np.bitwise_xor(left, scratch[source : source + CELL_LEFT_SIZE], left)
+    _xor_16(address(pool) + at, address(scratch) + source)
 
 
 @inline
 def _hash_left(pool: Bytes, at: Int, key: Int, scratch: Bytes) -> None:
     """R[0:16] ^= SipHashX_k1(L), the same in both suites."""
     siphashx24(address(scratch) + SCRATCH_SHORT, address(pool) + at, CELL_LEFT_SIZE, key)
-    head = pool[at + CELL_LEFT_SIZE : at + 2 * CELL_LEFT_SIZE]
-    np.bitwise_xor(head, scratch[SCRATCH_SHORT : SCRATCH_SHORT + CELL_LEFT_SIZE], head)
+    _xor_16(address(pool) + at + CELL_LEFT_SIZE, address(scratch) + SCRATCH_SHORT)
 
 
 @inline

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nyx.kernel import Int, inline
+from nyx.kernel import Int, address, inline, load_word, store_word, swap_word
 from nyx.wire.geometry import BUILD_SLOTS
 
 TYPE_CELL: Final = 0
@@ -107,7 +107,7 @@ def read_u32(data: Bytes, at: Int) -> Int:
 @inline
 def read_u64(data: Bytes, at: Int) -> Int:
     """Big-endian 64-bit integer at an offset, as int64: 2^63 and above come out negative."""
-    return read_u32(data, at) << 32 | read_u32(data, at + 4)
+    return swap_word(load_word(address(data) + at))
 
 
 @inline
@@ -129,5 +129,4 @@ def write_u32(data: Bytes, at: Int, value: Int) -> None:
 @inline
 def write_u64(data: Bytes, at: Int, value: Int) -> None:
     """Store 64 bits, big-endian."""
-    write_u32(data, at, value >> 32)
-    write_u32(data, at + 4, value)
+    store_word(address(data) + at, swap_word(value))
