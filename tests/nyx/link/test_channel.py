@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nyx.errors import LocalProtocolError
 from nyx.link import channel as c
-from nyx.link.channel import CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
+from nyx.link.channel import CellReceived, Channel, ChannelState, Event, Failed, FrameReceived, Outgoing, Violation
 from nyx.link.frames import Close, Destroy, LinkAck, Ping, Pong, ReceiveWindow, Settings, decode, encode
 from nyx.wire.codes import Drop, ErrorCode
 
@@ -23,8 +23,8 @@ class End:
     def __init__(self, rtt=10 * MS):
         self.channel = Channel(rtt)
         self.number = 0
-        self.sent = []
-        self.got = []
+        self.sent: list[int] = []
+        self.got: list[Event] = []
 
     def transmit(self, now):
         """Every packet it wants to send now, as (number, outgoing)."""
@@ -188,7 +188,8 @@ def test_the_round_trip_is_not_taken_from_a_retransmission():
 def test_long_runs_on_a_wire_that_holds_packets_back(seed, round_):
     """Thousands of packets; some copies are released hundreds of packets later. Everything arrives exactly once."""
     rng = random.Random(seed + round_)
-    ends, held, now, serial = [End(), End()], [[], []], 0, 0
+    ends, now, serial = [End(), End()], 0, 0
+    held: list[list[tuple[int, Outgoing]]] = [[], []]
     for _ in range(1500):
         now += rng.randrange(1, 8) * MS
         for side in (0, 1):
@@ -329,7 +330,7 @@ class Channels(RuleBasedStateMachine):
         self.now = 0
         self.serial = 0
         self.ends = [End(), End()]
-        self.wires = [[], []]  # towards end 1, towards end 0
+        self.wires: list[list[tuple[int, Outgoing]]] = [[], []]  # towards end 1, towards end 0
 
     @rule(side=st.integers(0, 1), count=st.integers(1, 80))
     def send(self, side, count):

@@ -135,6 +135,7 @@ def responder(rng):
     mine, yours = link(rng)
     a, b = Side(mine, rng), Side(yours, rng)
     a.upgrade.start()
+    assert a.upgrade._key
     ek = a.upgrade._key.public
     return b, ek
 
