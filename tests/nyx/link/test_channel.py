@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nyx.errors import LocalProtocolError
 from nyx.link import channel as c
-from nyx.link.channel import CellReceived, Channel, ChannelState, Event, Failed, FrameReceived, Outgoing, Violation
+from nyx.link.channel import CellReceived, Channel, ChannelState, Failed, FrameReceived, Outgoing, Violation
 from nyx.link.frames import Close, Destroy, LinkAck, Ping, Pong, ReceiveWindow, Settings, decode, encode
 from nyx.wire.codes import Drop, ErrorCode
 
@@ -24,7 +25,7 @@ class End:
         self.channel = Channel(rtt)
         self.number = 0
         self.sent: list[int] = []
-        self.got: list[Event] = []
+        self.got: list[Any] = []
 
     def transmit(self, now):
         """Every packet it wants to send now, as (number, outgoing)."""
@@ -207,7 +208,7 @@ def test_long_runs_on_a_wire_that_holds_packets_back(seed, round_):
             while held[side] and rng.random() < 0.2:
                 yours.receive(held[side].pop(rng.randrange(len(held[side]))), now)
             mine.channel.check_invariants()
-    now = pump(*ends, now, rounds=2000)
+    now = pump(ends[0], ends[1], now, rounds=2000)
     for side in (0, 1):
         for packet in held[side]:
             ends[1 - side].receive(packet, now)
