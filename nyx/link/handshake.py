@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
@@ -131,7 +131,7 @@ class LinkSecrets:
 class Response:
     """The responder's answer, 1280 bytes to send to where the initiation came from, and its secrets."""
 
-    packet: bytes
+    packet: bytes = field(repr=False)
     secrets: LinkSecrets
 
 
