@@ -22,7 +22,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -106,6 +106,12 @@ def _digest(path: Path) -> str:
     for file in module_closure(path):
         state.update(os.path.relpath(file, _ROOT).encode() + b"\0" + file.read_bytes() + b"\0")
     return state.hexdigest()[:24]
+
+
+def source_digest(modules: Iterable[str]) -> str:
+    """Names one state of these modules, of all they import of ours, of the compiler and of the processor."""
+    files = {file for name in modules if (file := _module_file(name))}
+    return hashlib.sha256("".join(_digest(file) for file in sorted(files)).encode()).hexdigest()[:24]
 
 
 def cache_root() -> Path:

@@ -1,0 +1,134 @@
+"""The command `nyxd`: check everything, then become the supervisor of one node.
+
+Exit codes: 0 stopped when asked, 1 cannot start or run, 2 wrong use, 78 configuration, keys or directory to be mended: then every
+problem stands on stderr, and nothing has been started. stdout carries one line, READY, once all processes run.
+"""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from nyx import __version__
+from nyx.config import Config, load
+from nyx.crypto.keyfile import load_keys
+from nyx.crypto.keys import StaticKeys
+from nyx.errors import ConfigError, NyxError
+from nyx.files import private_folder
+from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
+from nyx.path.policy import Policy
+
+EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
+SYSTEM_FILE: Final = Path("/etc/nyx/nyx.toml")
+
+
+class Checked(NamedTuple):
+    """What a node needs, read and found right."""
+
+    config: Config
+    keys: StaticKeys | None
+    snapshot: Snapshot
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    options = _parse(arguments)
+    try:
+        file = options.config or _default_file()
+        settings = dict(options.set or ())
+        checked = check(file, settings, write=not options.check)
+        if options.check:
+            sys.stdout.write(f"{file}: right; node {checked.config.node.alias}, {len(checked.snapshot.nodes)} nodes known\n")
+            return 0
+        return _run(file, checked, settings, offload=not options.no_offload)
+    except ConfigError as error:
+        sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+        return EXIT_CONFIG
+    except (NyxError, OSError, subprocess.CalledProcessError) as error:
+        sys.stderr.write(f"nyxd: {error}\n")
+        return 1
+
+
+def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
+    """Read and verify everything the node is built from. `write`: make its folders and pin the directory's sequence.
+
+    Raises ConfigError with all problems found.
+    """
+    config = load(file, environ=os.environ, flags=flags)
+    problems: list[str] = []
+    keys = snapshot = None
+    try:
+        if write:
+            for folder in (config.node.state_dir, config.node.run_dir):
+                private_folder(folder)
+        keys = None if config.node.role == "client" else load_keys(config.key_file)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        Policy.parse(config.exit.policy)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        pin = config.pin_file if config.pin_file.exists() or (write and not problems) else None
+        directory = FileDirectory(config.directory.file, config.directory.signers, config.directory.threshold, pin)
+        snapshot = directory.snapshot(int(time.time()))
+    except (DirectoryError, OSError) as error:
+        problems.append(f"{config.directory.file}: {error}")
+    if problems or snapshot is None:
+        raise ConfigError(problems)
+    return Checked(config, keys, snapshot)
+
+
+def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: bool) -> int:
+    """Load the kernels and supervise. The imports are here: a mistake in the configuration is told without loading a compiler."""
+    from shards.kernels import prepare
+    from shards.supervisor import Plan, Supervisor
+
+    prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
+    worker: Any = importlib.import_module("shards.worker")
+    plan = Plan(
+        config=checked.config,
+        config_file=file.absolute(),
+        keys=checked.keys,
+        snapshot=checked.snapshot,
+        main=worker.worker_main,
+        columns=worker.worker_columns(checked.config),
+        control=[sys.executable, "-m", "control.process"],
+        entropy=os.urandom,
+        wall=int(time.time()),
+        offload=offload,
+        settings=settings,
+    )
+    Supervisor(plan).run(lambda line: print(line, flush=True))
+    return 0
+
+
+def _default_file() -> Path:
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nyx" / "nyx.toml"
+    return home if home.exists() else SYSTEM_FILE
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, like path.hops=4")
+    return key, value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nyxd", description="Run one node of the Nyx network.")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="default: your nyx/nyx.toml, else /etc/nyx/nyx.toml")
+    parser.add_argument("--set", metavar="KEY=VALUE", type=_setting, action="append", help="a setting, over file and environment")
+    parser.add_argument("--check", action="store_true", help="check configuration, keys and directory, and start nothing")
+    parser.add_argument("--no-offload", action="store_true", help="send and receive packets without segmentation offload")
+    parser.add_argument("--version", action="version", version=f"nyxd {__version__}")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
