@@ -174,7 +174,7 @@ def inline(function: F) -> F:
     import numba
 
     njit: Callable[..., Any] = numba.njit
-    compiled: F = njit(nogil=True, error_model="numpy")(function)
+    compiled: F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
     return compiled
 
 
