@@ -86,6 +86,17 @@ def test_check_and_mark_agree_with_accept(sequence: list[int]) -> None:
     assert (words == others).all()
 
 
+@pytest.mark.parametrize("jump", [1, 2, 10, 63, 64, 65, 130, WINDOW_BITS - 1, WINDOW_BITS, WINDOW_BITS + 1])
+@pytest.mark.parametrize("second", [1, 2, 9, 64, 100])
+def test_bits_of_a_round_ago_are_cleared(jump: int, second: int) -> None:
+    first = WINDOW_BITS + jump
+    sequence = [*range(300), first, first + second, *range(first - 70, first + second + 70)]
+    words, commit, codes = fresh(), np.zeros(1, np.int64), np.zeros(len(sequence), np.int64)
+    accept_all(words, GUARD, commit, np.array(sequence, np.int64), len(sequence), codes)
+    model = Window()
+    assert codes.tolist() == [CODES[model.accept(n)] for n in sequence]
+
+
 class KilledError(Exception):
     """The worker died here."""
 

@@ -72,6 +72,16 @@ def test_window_is_bounded_on_both_sides(sequences: list[int]) -> None:
         assert commit[0] == model.highest + 1
 
 
+@pytest.mark.parametrize("highest", [-1, 0, 5, 1 << 40])
+def test_the_far_edge(highest: int) -> None:
+    words, commit = np.zeros(WINDOW_WORDS, np.uint64), np.array([highest + 1], np.int64)
+    assert accept(words, commit, highest + WINDOW_BITS + 1) == Drop.TOO_FAR
+    assert commit[0] == highest + 1
+    assert not words.any()
+    assert accept(words, commit, highest + WINDOW_BITS) == Drop.OK
+    assert commit[0] == highest + WINDOW_BITS + 1
+
+
 @pytest.mark.parametrize("suite", [SUITE_CHACHA, SUITE_AEGIS128L])
 @pytest.mark.parametrize("hops", [1, 3, 7])
 def test_a_bit_flipped_at_any_hop_is_seen_at_the_end(suite: int, hops: int, rng: random.Random) -> None:
