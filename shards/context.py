@@ -33,7 +33,7 @@ class WorkerContext:
     proxy: tuple[socket.socket, ...]  # listening, the same for all workers: register with EPOLLEXCLUSIVE; () without a proxy
     control: socket.socket  # our end of the SEQPACKET channel from the control process; non-blocking
     columns: Columns  # this worker's own: what shards.worker.worker_columns named
-    shared: Columns  # all workers': "packets", "rings", "sleeping", "statistics", "node", "node_workers"
+    shared: Columns  # all workers': "packets", "rings", "sleeping", "builds_seen", "statistics", "node", "node_workers"
     events: tuple[int, ...]  # eventfds of all workers, for rings; events[index] is ours
     stop: int  # eventfd, readable once the worker shall end (SIGTERM)
     multiplier: int  # of steering, secret

@@ -31,6 +31,7 @@ from nyx.config import Config
 from nyx.crypto.keys import StaticKeys
 from nyx.errors import NyxError
 from nyx.files import PRIVATE
+from nyx.onion.seen import seen_columns
 from nyx.path.directory import Snapshot
 from nyx.stats import node_columns, statistics_columns
 from shards import poller
@@ -120,7 +121,7 @@ class Supervisor:
 
     def _make_memory(self) -> None:
         plan, workers = self.plan, self.workers
-        shared = [*pool_columns(workers, plan.config.limits.pool_packets), *ring_columns(workers)]
+        shared = [*pool_columns(workers, plan.config.limits.pool_packets), *ring_columns(workers), *seen_columns(workers)]
         self.statistics = Memory.create("nyx-statistics", statistics_columns(workers), exclusive=True)
         self.node = Memory.create("nyx-node", node_columns(workers), exclusive=True)
         packets = Memory.create("nyx-packets", shared, exclusive=True)
