@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nyx.errors import ConfigError
+from nyx.path.policy import RULES_MAX, parse_rule
 from nyx.toml import key_lines
 
 PORT_FIRST: Final = 43300
@@ -222,15 +223,14 @@ def _signers(value: Any) -> tuple[bytes, ...]:
     return keys
 
 
-_RULE: Final = re.compile(r"(accept|reject)\s+(\*|[a-z]+|[0-9a-fA-F.:\[\]/]+):(\*|\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)")
-
-
 def _rules(value: Any) -> tuple[str, ...]:
     for item in _list(value):
-        if not isinstance(item, str) or not _RULE.fullmatch(item.strip()):
-            raise _WrongError(f'{_show(item)} is not a rule like "accept public:80,443" or "reject *:*"')
-    if len(value) > 256:
-        raise _WrongError("at most 256 rules")
+        try:
+            parse_rule(_text(item, "a rule").strip())
+        except ValueError as error:
+            raise _WrongError(str(error)) from error
+    if len(value) > RULES_MAX:
+        raise _WrongError(f"at most {RULES_MAX} rules")
     return tuple(item.strip() for item in value)
 
 
@@ -251,13 +251,23 @@ class Key:
     form: str = "value"  # how text from the environment or a flag becomes a value: value, text or list
 
 
-def _state_home(_values: Values, environ: Mapping[str, str]) -> str:
+def state_home(environ: Mapping[str, str]) -> str:
+    """Where a user's node keeps its state unless told otherwise."""
     return f"{environ.get('XDG_STATE_HOME') or environ.get('HOME', '') + '/.local/state'}/nyx"
 
 
-def _run_home(values: Values, environ: Mapping[str, str]) -> str:
+def run_home(environ: Mapping[str, str], state_dir: str | Path | None = None) -> str:
+    """Where a user's node has its control socket unless told otherwise."""
     base = environ.get("XDG_RUNTIME_DIR")
-    return f"{base}/nyx" if base else f"{values.get('node.state_dir', _state_home(values, environ))}/run"
+    return f"{base}/nyx" if base else f"{state_dir or state_home(environ)}/run"
+
+
+def _state_default(_values: Values, environ: Mapping[str, str]) -> str:
+    return state_home(environ)
+
+
+def _run_default(values: Values, environ: Mapping[str, str]) -> str:
+    return run_home(environ, values.get("node.state_dir"))
 
 
 def _proxy_default(values: Values, _environ: Mapping[str, str]) -> str:
@@ -269,8 +279,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("node.role", _choice("client", "relay", "exit"), "client", "client, relay or exit", "text"),
     Key("node.address", _address, "0.0.0.0", "address of the UDP sockets", "text"),
     Key("node.port", _integer(PORT_FIRST, PORT_LAST), PORT_FIRST, "UDP port"),
-    Key("node.state_dir", _path, _state_home, "keys, guards and the pinned directory", "text"),
-    Key("node.run_dir", _path, _run_home, "folder of the control socket", "text"),
+    Key("node.state_dir", _path, _state_default, "keys, guards and the pinned directory", "text"),
+    Key("node.run_dir", _path, _run_default, "folder of the control socket", "text"),
     Key("workers.count", _count, "auto", 'data-plane processes, 1 to 4, or "auto": one a core'),
     Key("workers.pin", _boolean, default=True, about="pin each worker to its core"),
     Key("proxy.listen", _listen, _proxy_default, 'SOCKS5 and HTTP CONNECT, loopback address and port, or "off"', "text"),

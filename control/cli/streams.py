@@ -1,0 +1,34 @@
+"""nyxctl streams: the streams that begin or end here."""
+
+from typing import Any
+
+import click
+
+from control.cli.node import ask
+from control.cli.output import duration, echo, print_json, size, table
+from control.cli.state import State, json_option
+
+
+@click.command()
+@click.option("--show-targets", is_flag=True, help="Show where this node's own streams go.")
+@json_option
+@click.pass_obj
+def command(state: State, *, show_targets: bool) -> None:
+    """Show the streams that begin or end here, and why the last ones ended. Targets are hidden unless asked for."""
+    document = ask(state, "streams", {"show_targets": show_targets})
+    if state.json:
+        print_json(document)
+        return
+    heads = ["worker", "id", "circuit", "role", "state", "age", "in", "out", *(["target"] if show_targets else []), "reason"]
+    echo(table(heads, [_cells(row, show_targets=show_targets) for row in document["streams"]]))
+    for worker in document["unreachable"]:
+        click.echo(f"worker {worker} did not answer", err=True)
+
+
+def _cells(row: dict[str, Any], *, show_targets: bool) -> list[str]:
+    circuit = "-" if row["circuit"] is None else str(row["circuit"])
+    cells = [str(row["worker"]), str(row["id"]), circuit, row["role"], row["state"], duration(row["age"])]
+    cells += [size(row["bytes_in"]), size(row["bytes_out"])]
+    if show_targets:
+        cells.append(row["target"] or "")
+    return [*cells, row["reason"] or ""]

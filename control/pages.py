@@ -1,0 +1,79 @@
+"""The supervisor's statistics and process tables, read from its memory; this process maps both read-only.
+
+Layout: `nyx.stats`; the first page of each memfd holds a magic and the digest of the layout, which must be ours.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from nyx.columns import Column, Columns, layout_digest, offsets, view
+from nyx.errors import InternalError
+from nyx.stats import COUNTERS, DATA_OFFSET, node_columns, statistics_columns, statistics_row
+
+_MAGIC: Final = b"nyx memory 1\n"  # shards/memory.py writes it
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLife:
+    """What the supervisor knows of a worker; a pid of 0 means that it is not running."""
+
+    pid: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Who runs."""
+
+    started: int
+    supervisor: int
+    control: int
+    control_restarts: int
+    workers: tuple[WorkerLife, ...]
+
+
+class Pages:
+    """Both memories; a descriptor of -1 stands for one that was not handed over: its part reads as unknown."""
+
+    def __init__(self, statistics_fd: int, node_fd: int, workers: int) -> None:
+        self._workers = workers
+        self._statistics = _map(statistics_fd, statistics_columns(workers))
+        self._node = _map(node_fd, node_columns(workers))
+
+    def counters(self) -> list[dict[str, int]]:
+        """Counters of each worker by name."""
+        if self._statistics is None:
+            return []
+        rows = (statistics_row(self._statistics["statistics"], worker) for worker in range(self._workers))
+        return [dict(zip(COUNTERS, map(int, np.array(row)), strict=True)) for row in rows]
+
+    def processes(self) -> Processes | None:
+        """The process table, or None where it is unknown."""
+        if self._node is None:
+            return None
+        node, workers = self._node["node"][0], self._node["node_workers"]
+        return Processes(
+            started=int(node["started"]),
+            supervisor=int(node["supervisor"]),
+            control=int(node["control"]),
+            control_restarts=int(node["control_restarts"]),
+            workers=tuple(WorkerLife(int(w["pid"]), int(w["restarts"])) for w in workers),
+        )
+
+
+def _map(fd: int, columns: Sequence[Column]) -> Columns | None:
+    if fd < 0:
+        return None
+    size = DATA_OFFSET + offsets(columns)[1]
+    if os.fstat(fd).st_size != size:
+        raise InternalError(f"memory has {os.fstat(fd).st_size} bytes, these columns need {size}")
+    memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+    header = _MAGIC + layout_digest(columns).encode()
+    if memory[: len(header)] != header:
+        raise InternalError("memory holds another layout of columns")
+    return view(columns, memoryview(memory)[DATA_OFFSET:])

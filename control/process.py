@@ -1,0 +1,119 @@
+"""The control process of a node, started by the supervisor: `python -m control.process`.
+
+It inherits what it needs as descriptors, named by NYX_CONTROL_FDS, a JSON object:
+
+    config      path of the configuration file
+    workers     descriptors of this side of each worker's channel, in the order of the workers
+    statistics  descriptor of the statistics' memory, or null
+    node        descriptor of the process table's memory, or null
+    admin       descriptor of the listening admin socket, or a path to bind, or null: the configuration's path
+
+It owns nothing that must survive it: when it dies the supervisor starts another with the same descriptors. It dies with the
+supervisor, and never touches a packet or a key.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from setproctitle import setproctitle
+
+from control import server
+from control.channel import Channel
+from control.pages import Pages
+from control.service import Service
+from nyx.config import Config, load
+from nyx.errors import ConfigError, NyxError
+
+VARIABLE: Final = "NYX_CONTROL_FDS"
+EXIT_CONFIG: Final = 78
+_PR_SET_PDEATHSIG: Final = 1
+
+_log: Final = logging.getLogger("nyxd.control")
+
+
+def main() -> int:
+    """Run until SIGTERM, SIGINT or the supervisor's death; the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="control: %(levelname)s %(message)s")
+    try:
+        inherited = parse(os.environ.pop(VARIABLE, ""))
+        config = load(Path(inherited["config"]), environ=os.environ)
+        pages = Pages(_descriptor(inherited["statistics"]), _descriptor(inherited["node"]), len(inherited["workers"]))
+        if not _tie_to_parent(pages):
+            return 0
+        setproctitle(f"nyxd: control ({config.node.alias})")
+        asyncio.run(_run(config, inherited, pages))
+    except ConfigError as error:
+        for problem in error.problems:
+            _log.error("%s", problem)
+        return EXIT_CONFIG
+    except NyxError as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The inherited descriptors. Raises ConfigError."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError([f"{VARIABLE} is not JSON: nyxd starts this process, nobody else"]) from error
+    if not isinstance(value, dict) or not isinstance(value.get("config"), str) or not isinstance(value.get("workers"), list):
+        raise ConfigError([f"{VARIABLE} lacks config or workers"])
+    numbers = [*value["workers"], *(v for v in (value.get("statistics"), value.get("node")) if v is not None)]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ConfigError([f"{VARIABLE} names a descriptor that is no number"])
+    return {"admin": None, "statistics": None, "node": None} | value
+
+
+def _descriptor(value: int | None) -> int:
+    return -1 if value is None else value
+
+
+def _tie_to_parent(pages: Pages) -> bool:
+    """Ask for SIGTERM at the supervisor's death; False when it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    table = pages.processes()
+    return table is None or table.supervisor in (0, os.getppid())
+
+
+async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages) -> None:
+    channels = [Channel(i, socket.socket(fileno=fd)) for i, fd in enumerate(inherited["workers"])]
+    service = Service(config, channels, pages)
+    with _listener(inherited["admin"], config) as listener:
+        tasks = [asyncio.create_task(channel.run()) for channel in channels]
+        serving = asyncio.create_task(server.Server(listener, service.handle).run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _listener(admin: int | str | None, config: Config) -> Any:
+    """The admin socket: the inherited one, or one of our own that goes with us."""
+    if isinstance(admin, int):
+        yield socket.socket(fileno=admin)
+        return
+    path = Path(admin) if admin else config.control_socket
+    try:
+        yield server.bind(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

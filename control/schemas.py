@@ -1,0 +1,321 @@
+"""The documents that `nyxctl --json` prints and the control process answers with: named, versioned, one dataclass each.
+
+A document is a JSON object that begins with "schema" and "version". Within a version fields are only added; a field that is
+renamed, removed or changes its meaning makes the next version. `json_schema` gives the JSON Schema of a document.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, TypeVar
+
+T = TypeVar("T")
+
+
+class Document:
+    """Base of all documents."""
+
+    SCHEMA: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The object, its name and version first."""
+        return {"schema": self.SCHEMA, "version": self.VERSION, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------- a running node
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of a node."""
+
+    name: str  # "supervisor", "control", "worker 0"
+    pid: int | None
+    restarts: int
+    state: str  # "running", "unreachable" (does not answer) or "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Document):
+    """How the node is. `ready`: it can do what its role is for."""
+
+    SCHEMA: ClassVar[str] = "nyx.status"
+    alias: str
+    role: str
+    address: str
+    port: int
+    release: str
+    ready: bool
+    stage: str  # "starting", "links", "circuits", "ready": of the worker that is furthest behind
+    progress: int  # per cent
+    started: int | None  # Unix seconds
+    uptime: float  # seconds, of the oldest worker
+    proxy: str | None  # address:port
+    links: int
+    circuits: int
+    circuits_ready: int
+    streams: int
+    processes: list[Process]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """Counters of one worker."""
+
+    worker: int
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats(Document):
+    """Counters since the node's start; they name no peer, address, circuit or stream."""
+
+    SCHEMA: ClassVar[str] = "nyx.stats"
+    alias: str
+    total: dict[str, int]
+    workers: list[WorkerStats]
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One relay of an own circuit."""
+
+    node: str  # node id, hex
+    alias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """One circuit; `hops` are known for the node's own circuits only."""
+
+    id: int
+    worker: int
+    role: str
+    state: str
+    hops: list[Hop] | None
+    age: float
+    streams: int | None
+    cells_in: int
+    cells_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Circuits(Document):
+    """All circuits; `unreachable` are workers that did not answer."""
+
+    SCHEMA: ClassVar[str] = "nyx.circuits"
+    alias: str
+    circuits: list[Circuit]
+    unreachable: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream; `target` is told for own streams on demand only, `reason` says why one ended or failed."""
+
+    id: int
+    worker: int
+    circuit: int | None
+    role: str
+    state: str
+    target: str | None
+    age: float
+    bytes_in: int
+    bytes_out: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Streams(Document):
+    """All streams that begin or end here, the last closed ones among them."""
+
+    SCHEMA: ClassVar[str] = "nyx.streams"
+    alias: str
+    streams: list[Stream]
+    unreachable: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One link; the other end's identity is known when it is a relay. `rtt` is in milliseconds."""
+
+    node: str | None
+    alias: str | None
+    worker: int
+    initiator: bool
+    state: str
+    sessions: int
+    suite: str | None
+    rtt: float | None
+    packets_in: int
+    packets_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peers(Document):
+    """All links."""
+
+    SCHEMA: ClassVar[str] = "nyx.peers"
+    alias: str
+    peers: list[Peer]
+    unreachable: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Document):
+    """A circuit was closed on demand."""
+
+    SCHEMA: ClassVar[str] = "nyx.closed"
+    alias: str
+    worker: int
+    circuit: int
+
+
+# ---------------------------------------------------------------- what needs no running node
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCheck(Document):
+    """Whether a configuration can be used, and everything that is wrong with it."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-check"
+    file: str
+    valid: bool
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key with its value and where that comes from."""
+
+    key: str
+    value: Any
+    origin: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigShow(Document):
+    """Every key in force."""
+
+    SCHEMA: ClassVar[str] = "nyx.config"
+    file: str
+    settings: list[Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class Paths(Document):
+    """Where Nyx looks and keeps things, for this user."""
+
+    SCHEMA: ClassVar[str] = "nyx.paths"
+    config: str
+    state: str
+    run: str
+    cache: str
+    socket: str
+    testnet: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Document):
+    """What is installed."""
+
+    SCHEMA: ClassVar[str] = "nyx.version"
+    release: str
+    protocol: str
+    python: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys(Document):
+    """The public side of a key file."""
+
+    SCHEMA: ClassVar[str] = "nyx.keys"
+    file: str
+    node: str  # node id, hex
+
+
+@dataclass(frozen=True, slots=True)
+class TestnetNode:
+    """One node of a test network."""
+
+    __test__: ClassVar[bool] = False
+
+    alias: str
+    role: str
+    pid: int | None  # of its supervisor
+    port: int
+    socket: str
+    config: str
+    state: str  # "ready", a stage, "unreachable" or "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Testnet(Document):
+    """A test network on this machine."""
+
+    __test__: ClassVar[bool] = False
+    SCHEMA: ClassVar[str] = "nyx.testnet"
+    dir: str
+    state: str  # "up", "starting", "broken" or "down"
+    proxy: str | None
+    web: str | None  # URL of the demo's web server
+    hops: int
+    nodes: list[TestnetNode] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Demo(Document):
+    """What the demo fetched, how long it took, and through whom."""
+
+    SCHEMA: ClassVar[str] = "nyx.demo"
+    url: str
+    proxy: str
+    text: str
+    seconds: float
+    hops: list[Hop]
+
+
+@dataclass(frozen=True, slots=True)
+class Schemas(Document):
+    """The documents that there are, with their versions."""
+
+    SCHEMA: ClassVar[str] = "nyx.schemas"
+    documents: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Document):
+    """Why a command failed; `code` is stable, `message` is for people."""
+
+    SCHEMA: ClassVar[str] = "nyx.error"
+    code: str
+    message: str
+
+
+DOCUMENTS: Final[dict[str, type[Document]]] = {
+    cls.SCHEMA: cls
+    for cls in (
+        Status, Stats, Circuits, Streams, Peers, Closed, ConfigCheck, ConfigShow, Paths, Version, Keys, Testnet, Demo, Schemas,
+        Error,
+    )
+}  # fmt: skip
+
+
+def row(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A row dataclass from a worker's object; fields it does not know are left out. Raises KeyError where one is missing."""
+    return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a document. Raises KeyError."""
+    from pydantic import TypeAdapter  # only where it is asked for: it takes longer to import than nyxctl takes to answer
+
+    cls = DOCUMENTS[name]
+    schema = TypeAdapter(cls).json_schema()
+    head = {"schema": {"const": name}, "version": {"const": cls.VERSION}}
+    schema["properties"] = head | schema.get("properties", {})
+    schema["required"] = [*head, *schema.get("required", [])]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

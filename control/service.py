@@ -1,0 +1,168 @@
+"""What the control process answers: documents put together from the workers' answers and the supervisor's pages.
+
+A worker that does not answer in time is named as unreachable; everything else is still told.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from control import schemas
+from control.channel import Channel, WorkerRefusedError, WorkerSilentError
+from control.pages import Pages, Processes
+from control.wire import Refusal
+from nyx import __version__
+from nyx.config import Config
+from nyx.wire.admin import Op, Stage
+
+PROGRESS: Final[Mapping[str, int]] = {Stage.STARTING: 10, Stage.LINKS: 40, Stage.CIRCUITS: 70, Stage.READY: 100}
+_ORDER: Final = list(PROGRESS)
+
+Args = Mapping[str, Any]
+
+
+class Service:
+    """All operations of one node's admin socket; `handle` is the way in."""
+
+    def __init__(self, config: Config, channels: Sequence[Channel], pages: Pages) -> None:
+        self._config = config
+        self._channels = channels
+        self._pages = pages
+        self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
+            "status": self._status,
+            "stats": self._stats,
+            "circuits": self._circuits,
+            "streams": self._streams,
+            "peers": self._peers,
+            "close_circuit": self._close_circuit,
+        }
+
+    async def handle(self, op: str, args: Args) -> schemas.Document:
+        """The document that answers. Raises Refusal."""
+        if op not in self._operations:
+            raise Refusal("unknown_operation", f"this node knows no operation {op[:40]!r}")
+        return await self._operations[op](args)
+
+    async def _ask_all(self, op: Op, args: Args | None = None) -> tuple[dict[int, dict[str, Any]], list[int]]:
+        """Answers by worker, and the workers that gave none."""
+
+        async def one(channel: Channel) -> tuple[int, dict[str, Any] | None]:
+            try:
+                return channel.worker, await channel.ask(op, args)
+            except (WorkerSilentError, WorkerRefusedError):
+                return channel.worker, None
+
+        answers = await asyncio.gather(*(one(channel) for channel in self._channels))
+        return {w: data for w, data in answers if data is not None}, [w for w, data in answers if data is None]
+
+    async def _status(self, _args: Args) -> schemas.Document:
+        answers, silent = await self._ask_all(Op.STATUS)
+        table = self._pages.processes()
+        stages = [str(data.get("stage")) for data in answers.values()] + [Stage.STARTING] * len(silent)
+        stage = min((s if s in _ORDER else str(Stage.STARTING) for s in stages), key=_ORDER.index, default=str(Stage.STARTING))
+        node, listen = self._config.node, self._config.proxy.listen
+        warnings = [f"worker {worker} does not answer" for worker in silent]
+        warnings += [str(text) for data in answers.values() for text in data.get("warnings", [])]
+
+        def total(name: str) -> int:
+            return sum(int(data.get(name, 0)) for data in answers.values())
+
+        return schemas.Status(
+            alias=node.alias,
+            role=node.role,
+            address=node.address,
+            port=node.port,
+            release=__version__,
+            ready=stage == Stage.READY,
+            stage=str(stage),
+            progress=PROGRESS[stage],
+            started=table.started or None if table else None,
+            uptime=max((float(data.get("uptime", 0)) for data in answers.values()), default=0.0),
+            proxy=address_text(listen) if listen else None,
+            links=total("links"),
+            circuits=total("circuits"),
+            circuits_ready=total("circuits_ready"),
+            streams=total("streams"),
+            processes=_processes(table, answers, silent),
+            warnings=list(dict.fromkeys(warnings)),
+        )
+
+    async def _stats(self, _args: Args) -> schemas.Document:
+        rows = self._pages.counters()
+        total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
+        workers = [schemas.WorkerStats(worker, counters) for worker, counters in enumerate(rows)]
+        return schemas.Stats(self._config.node.alias, total, workers)
+
+    async def _circuits(self, _args: Args) -> schemas.Document:
+        answers, silent = await self._ask_all(Op.CIRCUITS)
+        rows = [_circuit(values) for data in answers.values() for values in data.get("circuits", [])]
+        return schemas.Circuits(self._config.node.alias, rows, silent)
+
+    async def _streams(self, args: Args) -> schemas.Document:
+        show = args.get("show_targets", False)
+        if not isinstance(show, bool):
+            raise Refusal("bad_request", "show_targets must be true or false")
+        answers, silent = await self._ask_all(Op.STREAMS, {"show_targets": show})
+        rows = [_row(schemas.Stream, values) for data in answers.values() for values in data.get("streams", [])]
+        if not show:
+            rows = [schemas.row(schemas.Stream, _fields(stream) | {"target": None}) for stream in rows]
+        return schemas.Streams(self._config.node.alias, rows, silent)
+
+    async def _peers(self, _args: Args) -> schemas.Document:
+        answers, silent = await self._ask_all(Op.PEERS)
+        rows = [_row(schemas.Peer, values) for data in answers.values() for values in data.get("peers", [])]
+        return schemas.Peers(self._config.node.alias, rows, silent)
+
+    async def _close_circuit(self, args: Args) -> schemas.Document:
+        worker, circuit = args.get("worker"), args.get("circuit")
+        if type(worker) is not int or type(circuit) is not int:
+            raise Refusal("bad_request", "worker and circuit must be numbers")
+        if not 0 <= worker < len(self._channels):
+            raise Refusal("not_found", f"there is no worker {worker}")
+        try:
+            await self._channels[worker].ask(Op.CLOSE_CIRCUIT, {"circuit": circuit})
+        except WorkerRefusedError as error:
+            raise Refusal("not_found", str(error)) from error
+        except WorkerSilentError as error:
+            raise Refusal("timeout", str(error)) from error
+        return schemas.Closed(self._config.node.alias, worker, circuit)
+
+
+def address_text(listen: tuple[str, int]) -> str:
+    """Address and port as people and URLs write them."""
+    host, port = listen
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _processes(table: Processes | None, answers: Mapping[int, Args], silent: Sequence[int]) -> list[schemas.Process]:
+    def state(pid: int) -> str:
+        return "running" if pid else "down"
+
+    rows = []
+    if table:
+        rows.append(schemas.Process("supervisor", table.supervisor or None, 0, state(table.supervisor)))
+        rows.append(schemas.Process("control", table.control or None, table.control_restarts, state(table.control)))
+    for worker in sorted([*answers, *silent]):
+        life = table.workers[worker] if table and worker < len(table.workers) else None
+        pid = int(answers[worker].get("pid", 0)) if worker in answers else life.pid if life else 0
+        condition = "running" if worker in answers else "unreachable" if pid else "down"
+        rows.append(schemas.Process(f"worker {worker}", pid or None, life.restarts if life else 0, condition))
+    return rows
+
+
+def _row(cls: type[schemas.T], values: Any) -> schemas.T:
+    try:
+        return schemas.row(cls, values)
+    except (KeyError, TypeError) as error:
+        raise Refusal("internal", f"a worker's answer has no {error}") from error
+
+
+def _circuit(values: Any) -> schemas.Circuit:
+    found = _row(schemas.Circuit, values)
+    hops = None if found.hops is None else [_row(schemas.Hop, hop) for hop in found.hops]
+    return schemas.row(schemas.Circuit, _fields(found) | {"hops": hops})
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

@@ -1,0 +1,100 @@
+"""A control process of its own, real, beside stand-ins of workers: what nyxctl speaks to in the tests of this room."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from control.server import bind
+from nyx.columns import ALIGN, layout_digest, offsets, view
+from nyx.stats import COUNTERS, node_columns, statistics_columns, statistics_row
+from tests.control.workers import Worker, answers
+
+CONFIG = f"""
+[node]
+alias = "alice"
+address = "127.0.0.1"
+state_dir = "state"
+run_dir = "run"
+[path]
+allow_loopback = true
+[directory]
+file = "network"
+signers = ["{"ab" * 32}"]
+"""
+
+
+def memory(columns):
+    """A memfd as the supervisor makes it, and its columns."""
+    size = ALIGN + offsets(columns)[1]
+    fd = os.memfd_create("test")
+    data = bytearray(size)
+    header = b"nyx memory 1\n" + layout_digest(columns).encode()
+    data[: len(header)] = header
+    return fd, data, view(columns, memoryview(data)[ALIGN:])
+
+
+def statistics(workers):
+    fd, data, columns = memory(statistics_columns(workers))
+    for worker in range(workers):
+        statistics_row(columns["statistics"], worker)[:] = np.arange(len(COUNTERS)) + worker
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+def process_table(workers, supervisor):
+    fd, data, columns = memory(node_columns(workers))
+    row = columns["node"][0]
+    row["started"], row["workers"], row["supervisor"], row["control"], row["control_restarts"] = 1234, workers, supervisor, 99, 1
+    for worker in range(workers):
+        columns["node_workers"][worker]["pid"], columns["node_workers"][worker]["restarts"] = 1000 + worker, worker
+    os.pwrite(fd, data, 0)
+    return fd
+
+
+class Node:
+    """A running control process."""
+
+    def __init__(self, folder, workers, process):
+        self.folder, self.workers, self.process = folder, workers, process
+        self.socket = folder / "run" / "control.sock"
+
+
+@contextlib.contextmanager
+def node(folder: Path, told=None, own_socket=False, config=CONFIG):
+    """A control process with a worker for each table of answers; `own_socket`: it binds its socket itself."""
+    (folder / "nyx.toml").write_text(config)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(t)) for t in ([answers()] if told is None else told)]
+        fds = [statistics(len(workers)), process_table(len(workers), os.getpid())]
+        given = {
+            "config": str(folder / "nyx.toml"),
+            "workers": [w.far.fileno() for w in workers],
+            "statistics": fds[0],
+            "node": fds[1],
+        }
+        if not own_socket:
+            listener = stack.enter_context(bind(folder / "run" / "control.sock"))
+            given["admin"] = listener.fileno()
+            fds.append(listener.fileno())
+        environ = os.environ | {"NYX_CONTROL_FDS": json.dumps(given), "NYX_KERNELS": "plain"}
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "control.process"],
+            env=environ, pass_fds=[*fds, *given["workers"]], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        for fd in fds[:2]:
+            os.close(fd)
+        try:
+            yield Node(folder, workers, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=20)
+            assert out == b""
+            assert process.returncode == 0, err
