@@ -19,6 +19,7 @@ from typing import Final
 
 from nyx.kernel import PLAIN
 from shards.context import WorkerContext
+from shards.memory import keep_from_swap
 from shards.poller import fine_timers
 from shards.process import (
     Child,
@@ -34,6 +35,7 @@ from shards.process import (
 
 Main = Callable[[WorkerContext], int]
 
+_SECRETS: Final = frozenset({"sessions", "layer_keys"})  # columns with keys
 _EXITED: Final = 256  # node_workers.killed_by: exit codes lie above signals
 
 
@@ -93,6 +95,8 @@ def _live(context: WorkerContext, main: Main, keeper: int) -> None:
         if context.config.workers.pin:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[context.index % len(cores)]})
+        for name in _SECRETS & context.columns.keys():
+            keep_from_swap(context.columns[name])
         if not PLAIN:
             refuse_new_code()
         code = main(context)

@@ -13,9 +13,9 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
-import numpy as np
+from numpy.typing import NDArray
 
 from nyx.columns import ALIGN, Column, Columns, layout_digest, offsets, view
 from nyx.errors import InternalError
@@ -23,6 +23,7 @@ from nyx.errors import InternalError
 _MAGIC: Final = b"nyx memory 1\n"
 _F_SEAL_FUTURE_WRITE: Final = 0x10  # not in Python's fcntl yet
 _MADV_DONTDUMP: Final = 16
+_MLOCK_ONFAULT: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -61,20 +62,20 @@ class Memory:
         pages.madvise(_MADV_DONTDUMP)
         return cls(fd, pages, columns)
 
-    def lock(self, *names: str) -> bool:
-        """Keep these columns out of swap; False where the limit on locked memory (often 8 MiB) forbids it."""
-        done = True
-        for name in names:
-            column: np.ndarray[tuple[int], np.dtype[np.void]] = self.columns[name]
-            at, size = ctypes.c_void_p(column.ctypes.data), ctypes.c_size_t(column.nbytes)
-            done = _libc.mlock(at, size) == 0 and done
-        return done
-
     def close(self) -> None:
         """Let the descriptor go; the mapping lives as long as some vector over it does."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def keep_from_swap(column: NDArray[Any]) -> bool:
+    """Lock what this process touches of the column into memory; False where the limit (often 8 MiB) forbids it.
+
+    A lock is this process's own: a worker's next life asks again.
+    """
+    at, size = ctypes.c_void_p(column.ctypes.data), ctypes.c_size_t(column.nbytes)
+    return int(_libc.mlock2(at, size, _MLOCK_ONFAULT)) == 0
 
 
 def _header(columns: Sequence[Column]) -> bytes:

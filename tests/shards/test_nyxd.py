@@ -22,9 +22,14 @@ AUTHORITY = b"\x07" * 32
 # nyxd with the worker's double in the place of the worker
 DOUBLED = (
     "-c",
-    "import sys, types, tests.shards.node_double as d\n"
-    "sys.modules['shards.worker'] = types.SimpleNamespace(worker_main=d.worker, worker_columns=d.columns)\n"
-    "from shards.nyxd import main\nsys.exit(main())",
+    """
+import sys, types
+from shards.nyxd import main
+from tests.shards import node_double
+
+sys.modules["shards.worker"] = types.SimpleNamespace(worker_main=node_double.worker, worker_columns=node_double.columns)
+sys.exit(main())
+""",
 )
 
 
