@@ -17,6 +17,7 @@ import hmac
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 from nyx.crypto import schedule
@@ -62,6 +63,15 @@ STATUS_LIMITS: Final = 3
 STATUS_POLICY: Final = 4
 
 
+class BuildRefusedError(RemoteProtocolError):
+    """A hop answered a build with a status other than "accepted": `hop` counts from 0, `status` is authenticated."""
+
+    def __init__(self, hop: int, status: int) -> None:
+        super().__init__(f"hop {hop + 1} of a build refused (status {status})")
+        self.hop = hop
+        self.status = status
+
+
 class Seen(Protocol):
     """The set of X values that this node has opened."""
 
@@ -69,9 +79,13 @@ class Seen(Protocol):
         """Whether this X was here before; remembers it if not."""
 
 
+@lru_cache(maxsize=1024)
+def _hint_key(public: PublicKeys) -> bytes:
+    return schedule.digest(b"nyx-hint", public.onion_x25519, public.onion_ek)
+
+
 def _hint(x: bytes, public: PublicKeys) -> bytes:
-    key = schedule.digest(b"nyx-hint", public.onion_x25519, public.onion_ek)
-    return hashlib.blake2b(x, digest_size=HINT_SIZE, key=key).digest()
+    return hashlib.blake2b(x, digest_size=HINT_SIZE, key=_hint_key(public)).digest()
 
 
 def _apply(cells: list[bytearray], key: bytes, suite: int, direction: int, kind: int) -> None:
@@ -114,9 +128,11 @@ class ClientBuild:
     """One build: send `cells` (slot order, kind 1), give the seven answer cells to `finish`."""
 
     def __init__(self, hops: Sequence[PublicKeys], suite: int, entropy: Entropy, wall: int) -> None:
-        """`hops` from the first to the last; one layer suite that all of them offer."""
+        """`hops` from the first to the last, all different; one layer suite that all of them offer."""
         if not HOPS_MIN <= len(hops) <= HOPS_MAX or suite not in LAYER_KEY_SIZES:
             raise LocalProtocolError(f"a circuit of {len(hops)} hops with layer suite {suite}")
+        if len({hop.node_id for hop in hops}) != len(hops):
+            raise LocalProtocolError("a circuit passes each relay once")
         self._suite = suite
         slots = _shuffled(entropy)
         ids = [hop.node_id for hop in hops[1:]] + [_NO_NODE]
@@ -135,7 +151,10 @@ class ClientBuild:
         return f"ClientBuild(hops={len(self._records)}, suite={self._suite})"
 
     def finish(self, answers: Sequence[bytes]) -> ClientCircuit:
-        """The circuit's keys. Raises RemoteProtocolError when a slot is not what the hops must have made of it or one refused."""
+        """The circuit's keys. Raises RemoteProtocolError when a slot is not what the hops must have made of it.
+
+        Raises BuildRefusedError when a hop refused. Either way the circuit is to be closed unused.
+        """
         if len(answers) != BUILD_SLOTS or any(len(cell) != CELL_SIZE for cell in answers):
             raise LocalProtocolError("a build is answered by seven cells")
         cells = [bytearray(cell) for cell in answers]
@@ -165,8 +184,10 @@ class ClientBuild:
         keys = schedule.CircuitKeys(t1, record.keys.prk0, x25519(record.x, y), self._suite)
         body = schedule.unseal(keys.answer_seal, y + record.t0, sealed)
         status = _ANSWER.unpack_from(body)[0]
-        if status != STATUS_ACCEPTED or body[_ANSWER.size :] != _ANSWER_ZEROS:
-            raise RemoteProtocolError(f"hop {i + 1} of a build refused (status {status})")
+        if body[_ANSWER.size :] != _ANSWER_ZEROS:
+            raise RemoteProtocolError(f"the answer of hop {i + 1} of a build breaks a rule")
+        if status != STATUS_ACCEPTED:
+            raise BuildRefusedError(i, status)
         return HopLayers(keys.forward_key, keys.backward_key, keys.ck)
 
 

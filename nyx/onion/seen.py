@@ -60,7 +60,7 @@ class BuildReplay:
         key, log = bytes(x[:_KEY]), self._logs[self._me]
         head = int(log[0])
         oldest = int(log[1 + head % SIZE * _ENTRY + 2])
-        if not all(complete) or key in self._until or (head >= SIZE and oldest > wall):
+        if not all(complete) or key in self._until or (head >= SIZE and oldest >= wall):
             return True  # a full log counts as seen: nothing that still matters is overwritten
         at = 1 + head % SIZE * _ENTRY
         log[at : at + 2] = np.frombuffer(key, np.uint64)

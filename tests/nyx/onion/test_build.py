@@ -1,142 +1,391 @@
-"""A build through 1 to 7 hops: keys agree, each hop learns its neighbours alone, and no change goes unnoticed."""
+"""A build through 1 to 7 hops: keys agree, also with the twin; hops learn their neighbours alone; no change goes unnoticed."""
+
+import dataclasses
+import random
+import struct
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from nyx.crypto.keys import StaticKeys
-from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
+from nyx.columns import allocate
+from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.errors import RemoteProtocolError
-from nyx.onion.build import ClientBuild, HopBuild
-from nyx.onion.seen import KEPT, BuildReplay, seen_columns
+from nyx.onion import build as module
+from nyx.onion.build import BuildRefusedError, ClientBuild, HopBuild
+from nyx.onion.layer import apply_layer, remove_layer
+from nyx.onion.seen import BuildReplay, seen_columns
 from nyx.wire.geometry import BUILD_SLOTS, CELL_SIZE
+from tests.nyx.onion.builds import NODES, SUITES, WALL, build_for, flip, hop_opens, keys_of, through, twin_node
+from tests.reference import circuit_build as twin
 
-WALL = 1_800_000_000
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    import random
-
-    source = random.Random(7)
-    return [StaticKeys.generate(source.randbytes) for _ in range(7)]
+# ---------------------------------------------------------------- agreement
 
 
-def fresh():
-    (column,) = seen_columns(1)
-    return BuildReplay(np.zeros(column.length, column.dtype), 0)
-
-
-def through(build, nodes, rng, change=None):
-    """Run a build over all hops; `change(step, cells)` may alter the cells between two hops. Returns results and answers."""
-    cells, results = list(build.cells), []
-    for step, node in enumerate(nodes):
-        if change:
-            cells = change(step, cells)
-        results.append(HopBuild.open(cells, node, fresh(), rng.randbytes, WALL))
-        cells = list(results[-1].cells)
-    for step, result in enumerate(reversed(results), len(nodes)):
-        if change:
-            cells = change(step, cells)
-        cells = result.answer_layer(cells)
-    return results, cells
-
-
-@pytest.mark.parametrize("suite", [SUITE_CHACHA, SUITE_AEGIS128L])
+@pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("hops", range(1, 8))
-def test_keys_agree_and_a_hop_learns_its_successor_alone(nodes, rng, suite, hops):
-    build = ClientBuild([n.public for n in nodes[:hops]], suite, rng.randbytes, WALL)
-    results, answers = through(build, nodes[:hops], rng)
+def test_keys_agree(rng, suite, hops):
+    build = build_for(NODES[:hops], rng, suite)
+    results, answers = through(build, NODES[:hops], rng)
     circuit = build.finish(answers)
     assert circuit.suite == suite
     assert [(h.forward_key, h.backward_key, h.ck) for h in circuit.hops] == [
         (r.forward_key, r.backward_key, r.ck) for r in results
     ]
-    assert len({h.forward_key for h in circuit.hops} | {h.backward_key for h in circuit.hops}) == 2 * hops
-    ids = [n.public.node_id for n in nodes[1:hops]]
+    keys = [k for h in circuit.hops for k in (h.forward_key, h.backward_key, h.ck)]
+    assert len(set(keys)) == 3 * hops
+    ids = [n.public.node_id for n in NODES[1:hops]]
     assert [r.next_node_id for r in results] == [*ids, None]
 
 
-@pytest.mark.parametrize("step", range(6))
-def test_a_flipped_bit_anywhere_on_the_way_is_noticed(nodes, rng, step):
-    """Three hops: steps 0 to 2 change what arrives at a hop, 3 to 5 what arrives on the way back; every slot, sampled bits."""
-    for slot in range(BUILD_SLOTS):
-        bit = rng.randrange(8 * CELL_SIZE)
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("hops", [1, 2, 4])
+def test_the_twin_is_every_hop(rng, suite, hops):
+    """Our client, the twin's hops: what they read, and the keys both hold."""
+    build = build_for(NODES[:hops], rng, suite)
+    cells, memories, keys, slots = list(build.cells), [], [], []
+    for i, node in enumerate(NODES[:hops]):
+        slot, body, memory = twin.hop_opens(cells, twin_node(node))
+        following = NODES[i + 1].public.node_id if i + 1 < hops else None
+        assert body == twin.body(suite, WALL, following)
+        cells, made = twin.hop_answers(cells, slot, memory, rng.randbytes(32), struct.pack(">BQQQ", 0, 77, 0, 0) + bytes(1151))
+        memories.append(memory)
+        keys.append(made)
+        slots.append(slot)
+    for memory in reversed(memories):
+        cells = twin.hop_returns(cells, memory)
+    circuit = build.finish(cells)
+    assert keys_of(circuit.hops) == [(k["forward"], k["back"], k["ck"]) for k in keys]
+    assert len(set(slots)) == hops
 
-        def change(at, cells, slot=slot, bit=bit):
-            if at != step:
-                return cells
-            changed = bytearray(cells[slot])
-            changed[bit // 8] ^= 1 << bit % 8
-            return [*cells[:slot], bytes(changed), *cells[slot + 1 :]]
 
-        build = ClientBuild([n.public for n in nodes[:3]], SUITE_AEGIS128L, rng.randbytes, WALL)
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_twin_is_the_client(rng, suite):
+    nodes = [twin_node(n) for n in NODES[:3]]
+    slots, cells = [4, 0, 6], [rng.randbytes(CELL_SIZE) for _ in range(7)]
+    memories: list[Any] = []
+    for i, (slot, node) in enumerate(zip(slots, nodes, strict=True)):
+        following = nodes[i + 1]["node_id"] if i < 2 else None
+        record, memory = twin.request(node, rng.randbytes(32), twin.body(suite, WALL, following), suite)
+        cells[slot] = twin.wrap(record, memories, slot, suite)
+        memories.append(memory)
+    sent, results = list(cells), []
+    for node in NODES[:3]:
+        results.append(hop_opens(cells, node, rng, boot_epoch=99))
+        cells = list(results[-1].cells)
+    for result in reversed(results):
+        cells = result.answer_layer(cells)
+    opened, spare = twin.client_opens(cells, slots, memories)
+    for (body, keys), result in zip(opened, results, strict=True):
+        assert body == struct.pack(">BQQQ", 0, 99, 0, 0) + bytes(1151)
+        assert (result.forward_key, result.backward_key, result.ck) == (keys["forward"], keys["back"], keys["ck"])
+    assert [spare[s] for s in (1, 2, 3, 5)] == [sent[s] for s in (1, 2, 3, 5)]
+
+
+# ---------------------------------------------------------------- what a hop learns
+
+
+def test_a_hop_holds_its_neighbour_its_keys_and_nothing_else(rng):
+    fields = {field.name for field in dataclasses.fields(module.HopResult)}
+    assert fields == {"next_node_id", "cells", "suite", "forward_key", "backward_key", "ck", "status", "_answer_key"}
+    build = build_for(NODES[:5], rng)
+    results, _ = through(build, NODES[:5], rng)
+    for i, result in enumerate(results):
+        others = [n.public for k, n in enumerate(NODES) if k not in {i, i + 1}]
+        held = b"".join((result.forward_key, result.backward_key, result.ck, result._answer_key, *result.cells))
+        if result.next_node_id:
+            held += result.next_node_id
+        for public in others:
+            assert public.node_id not in held
+            assert public.onion_x25519 not in held
+            assert public.link_x25519 not in held
+
+
+@pytest.mark.parametrize("hops", [3, 7])
+def test_no_hop_can_open_or_recognise_another_slot(rng, hops):
+    """In what arrives at hop i, only its own slot carries a hint that anybody's keys know."""
+    build = build_for(NODES[:hops], rng)
+    cells = list(build.cells)
+    for i, node in enumerate(NODES[:hops]):
+        known = [
+            (slot, k)
+            for slot, cell in enumerate(cells)
+            for k, other in enumerate(NODES)
+            if module._hint(cell[:32], other.public) == cell[1120:1128]
+        ]
+        assert [k for _, k in known] == [i]
+        cells = list(hop_opens(cells, node, rng).cells)
+    assert not any(module._hint(cell[:32], n.public) == cell[1120:1128] for cell in cells for n in NODES)
+
+
+def test_position_and_length_do_not_show_in_sizes_or_slots(rng):
+    """Slots are drawn uniformly, whatever the hop and the length."""
+    counts = np.zeros((7, 7))
+    for _ in range(350):
+        for position, slot in enumerate(module._shuffled(rng.randbytes)):
+            counts[position, slot] += 1
+    assert float(((counts - 50) ** 2 / 50).sum()) < 36 + 6 * (2 * 36) ** 0.5
+    for hops in range(1, 8):
+        build = build_for(NODES[:hops], rng)
+        assert [len(cell) for cell in build.cells] == [CELL_SIZE] * BUILD_SLOTS
+        assert [len(cell) for cell in hop_opens(build.cells, NODES[0], rng).cells] == [CELL_SIZE] * BUILD_SLOTS
+
+
+def test_equal_cells_in_different_slots_leave_a_hop_different(rng):
+    """The tweak: colluding hops cannot recognise equal cells behind an honest one."""
+    build = build_for(NODES[:1], rng)
+    spare = build._records[0].slot
+    equal = rng.randbytes(CELL_SIZE)
+    cells = [build.cells[slot] if slot == spare else equal for slot in range(7)]
+    result = hop_opens(cells, NODES[0], rng)
+    assert len(set(result.cells)) == 7
+    assert len(set(result.answer_layer([equal] * 7))) == 7
+
+
+def test_the_same_build_never_leaves_a_hop_twice_alike(rng):
+    build = build_for(NODES[:2], rng)
+    one, two = hop_opens(build.cells, NODES[0], rng), hop_opens(build.cells, NODES[0], rng)
+    assert one.ck != two.ck
+    assert one.forward_key != two.forward_key
+
+
+# ---------------------------------------------------------------- changes
+
+
+BITS = st.integers(0, 8 * CELL_SIZE - 1)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), hops=st.integers(1, 7), suite=st.sampled_from(SUITES), slot=st.integers(0, 6), bit=BITS)
+def test_a_flipped_bit_anywhere_is_noticed(data, hops, suite, slot, bit):
+    """What arrives at any hop, on the way there or back, and at the client: any slot, any bit."""
+    rng = random.Random(bit * 7 + slot)
+    step = data.draw(st.integers(0, 2 * hops - 1))
+    build = build_for(NODES[:hops], rng, suite)
+    reach: list[int] = []
+    with pytest.raises(RemoteProtocolError) as caught:
+        _, answers = through(build, NODES[:hops], rng, lambda at, cells: flip(cells, slot, bit) if at == step else cells, reach)
+        build.finish(answers)
+    assert not isinstance(caught.value, BuildRefusedError)
+
+
+@pytest.mark.parametrize("hops", range(1, 8))
+def test_every_part_of_a_record_is_bound(rng, hops):
+    """One bit in each field of the record that the last hop finds, as its predecessor could set it."""
+    build = build_for(NODES[:hops], rng)
+    cells = list(build.cells)
+    for node in NODES[: hops - 1]:
+        cells = list(hop_opens(cells, node, rng).cells)
+    slot = build._records[-1].slot
+    hop_opens(cells, NODES[hops - 1], rng)
+    for first, end in ((0, 32), (32, 1120), (1120, 1128), (1128, 1136), (1136, 1208), (1208, 1224)):
+        for _ in range(3):
+            with pytest.raises(RemoteProtocolError):
+                hop_opens(flip(cells, slot, rng.randrange(8 * first, 8 * end)), NODES[hops - 1], rng)
+
+
+def test_every_part_of_an_answer_is_bound(rng):
+    build = build_for(NODES[:1], rng)
+    result = hop_opens(build.cells, NODES[0], rng)
+    layers = build._layers[0]
+    for bit in [
+        rng.randrange(8 * a, 8 * b) for a, b in ((0, 32), (32, 33), (33, 41), (57, 1208), (1208, 1224)) for _ in range(3)
+    ]:
+        cells = [bytearray(cell) for cell in result.cells]
+        slot = build._records[0].slot
+        remove_layer(cells[slot], layers[0], SUITE_AEGIS128L, 0, 1, slot)
+        cells[slot][bit // 8] ^= 1 << bit % 8
+        apply_layer(cells[slot], layers[0], SUITE_AEGIS128L, 0, 1, slot)
         with pytest.raises(RemoteProtocolError):
-            build.finish(through(build, nodes[:3], rng, change)[1])
+            build.finish(result.answer_layer([bytes(cell) for cell in cells]))
+    build.finish(result.answer_layer(result.cells))
 
 
-def test_a_repeated_record_is_refused(nodes, rng):
-    build, seen = ClientBuild([nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL), fresh()
-    HopBuild.open(build.cells, nodes[0], seen, rng.randbytes, WALL)
-    with pytest.raises(RemoteProtocolError, match="repeated"):
-        HopBuild.open(build.cells, nodes[0], seen, rng.randbytes, WALL)
+@pytest.mark.parametrize("hops", [1, 3, 6])
+@pytest.mark.parametrize("step", range(6))
+def test_swapped_replaced_and_repeated_slots_are_noticed(rng, hops, step):
+    """Cells exchanged, doubled, replaced by random bytes or by those of another build, at every step."""
+    other = build_for(NODES[:hops], rng)
+    kinds = {
+        "swap": lambda cells: [cells[1], cells[0], *cells[2:]],
+        "double": lambda cells: [*cells[:6], cells[0]],
+        "random": lambda cells: [*cells[:3], rng.randbytes(CELL_SIZE), *cells[4:]],
+        "other": lambda cells: [*cells[:5], other.cells[5], cells[6]],
+        "rotate": lambda cells: [*cells[1:], cells[0]],
+    }
+    for kind in kinds.values():
+        build = build_for(NODES[:hops], rng)
+
+        def change(at, cells, kind=kind):
+            return kind(cells) if at == step % (2 * hops) else cells
+
+        with pytest.raises(RemoteProtocolError):
+            build.finish(through(build, NODES[:hops], rng, change)[1])
 
 
-@pytest.mark.parametrize("offset", [601, -121])
-def test_an_old_or_future_record_is_refused(nodes, rng, offset):
-    build = ClientBuild([nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL)
+@pytest.mark.parametrize("change", ["drop a hop", "no layer at the last", "answer as it was sent"])
+def test_hops_that_skip_their_work_are_noticed(rng, change):
+    build = build_for(NODES[:3], rng)
+    cells = list(build.cells)
+    results = []
+    for node in NODES[:3]:
+        results.append(hop_opens(cells, node, rng))
+        cells = list(results[-1].cells)
+    if change == "answer as it was sent":
+        answers = list(build.cells)
+    else:
+        back = [results[2], results[0]] if change == "drop a hop" else [results[1], results[0]]
+        for result in back:
+            cells = result.answer_layer(cells)
+        answers = cells
     with pytest.raises(RemoteProtocolError):
-        HopBuild.open(build.cells, nodes[0], fresh(), rng.randbytes, WALL + offset)
+        build.finish(answers)
 
 
-def test_a_record_from_before_the_set_was_made_is_refused(nodes, rng):
-    build = ClientBuild([nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL)
+def test_a_malicious_hop_cannot_take_the_place_of_the_next(rng):
+    """Hop 1 forges a record for a node of its choice and hands the build there: the client sees it."""
+    build = build_for(NODES[:3], rng)
+    first = hop_opens(build.cells, NODES[0], rng)
+    forged = build_for([NODES[5]], rng)
     with pytest.raises(RemoteProtocolError):
-        HopBuild.open(build.cells, nodes[0], fresh(), rng.randbytes, WALL, started=WALL + 1)
+        hop_opens(list(first.cells), NODES[5], rng)
+    answers = hop_opens(list(forged.cells), NODES[5], rng)
+    with pytest.raises(RemoteProtocolError):
+        build.finish(first.answer_layer(answers.answer_layer(answers.cells)))
 
 
-def test_a_build_that_leads_to_the_predecessor_or_to_the_hop_itself_is_refused(nodes, rng):
-    back = ClientBuild([nodes[0].public, nodes[1].public], SUITE_CHACHA, rng.randbytes, WALL)
-    with pytest.raises(RemoteProtocolError, match="back"):
-        HopBuild.open(back.cells, nodes[0], fresh(), rng.randbytes, WALL, predecessor=nodes[1].public.node_id)
-    itself = ClientBuild([nodes[0].public, nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL)
-    with pytest.raises(RemoteProtocolError, match="back"):
-        HopBuild.open(itself.cells, nodes[0], fresh(), rng.randbytes, WALL)
+def test_a_failed_finish_leaves_the_build_as_it_was(rng):
+    build = build_for(NODES[:3], rng)
+    _, answers = through(build, NODES[:3], rng)
+    for slot in range(7):
+        with pytest.raises(RemoteProtocolError):
+            build.finish(flip(answers, slot, rng.randrange(8 * CELL_SIZE)))
+    build.finish(answers)
 
 
-def test_a_refusal_is_authenticated_and_looks_like_an_answer(nodes, rng):
-    build = ClientBuild([nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL)
-    result = HopBuild.open(build.cells, nodes[0], fresh(), rng.randbytes, WALL, decide=lambda _suite, _last: 4)
-    with pytest.raises(RemoteProtocolError, match="status 4"):
+def test_points_of_small_order_are_refused(rng, monkeypatch):
+    monkeypatch.setattr(module, "x25519_public", lambda _: bytes(32))
+    build = build_for(NODES[:1], rng)
+    monkeypatch.undo()
+    with pytest.raises(RemoteProtocolError):
+        hop_opens(build.cells, NODES[0], rng)
+    build = build_for(NODES[:1], rng)
+    monkeypatch.setattr(module, "x25519_public", lambda _: bytes(32))
+    result = hop_opens(build.cells, NODES[0], rng)
+    monkeypatch.undo()
+    with pytest.raises(RemoteProtocolError):
         build.finish(result.answer_layer(result.cells))
 
 
-def test_a_hop_that_is_not_on_the_path_finds_nothing(nodes, rng):
-    build = ClientBuild([nodes[0].public], SUITE_CHACHA, rng.randbytes, WALL)
-    with pytest.raises(RemoteProtocolError, match="no record"):
-        HopBuild.open(build.cells, nodes[1], fresh(), rng.randbytes, WALL)
+# ---------------------------------------------------------------- what the wire shows
 
 
-def test_workers_share_what_they_have_seen_and_a_new_life_keeps_it(rng):
-    (column,) = seen_columns(2)
-    words = np.zeros(column.length, column.dtype)
-    one, two = BuildReplay(words, 0), BuildReplay(words, 1)
-    values = [rng.randbytes(32) for _ in range(200)]
-    for i, x in enumerate(values):
-        assert not (one, two)[i % 2].seen(x, WALL, WALL)
-    for x in values:
-        assert one.seen(x, WALL, WALL)
-        assert two.seen(x, WALL, WALL)
-        assert BuildReplay(words, 0).seen(x, WALL, WALL)
-    assert not one.seen(values[0], WALL + 2 * KEPT, WALL + 2 * KEPT), "forgotten once its age alone refuses it"
+def test_cells_of_builds_and_answers_are_uniform(seed):
+    """All cells but a hop's own record, which stands in plain form for it and is covered by the link."""
+    rng = random.Random(seed)
+    gathered: list[bytes] = []
+    for number in range(40):
+        hops = NODES[: 1 + number % 7]
+        build = build_for(hops, rng, SUITES[number % 2])
+        cells, results = list(build.cells), []
+        for i, node in enumerate(hops):
+            gathered += [cell for slot, cell in enumerate(cells) if slot != build._records[i].slot]
+            results.append(hop_opens(cells, node, rng))
+            cells = list(results[-1].cells)
+        for result in reversed(results):
+            cells = result.answer_layer(cells)
+            gathered += cells
+    table = np.frombuffer(b"".join(gathered), np.uint8).reshape(-1, CELL_SIZE)
+    for part in (table, table[:, :32], table[:, 31:32], table[:, 32:1120], table[:, 1120:]):
+        values = np.bincount(part.ravel(), minlength=256)
+        expected = part.size / 256
+        assert abs(float(((values - expected) ** 2 / expected).sum()) - 255) < 6 * (2 * 255) ** 0.5
+        ones = int(np.unpackbits(part.ravel()).sum())
+        assert abs(ones - part.size * 4) < 5 * (part.size * 2) ** 0.5
+    columns = np.unpackbits(table, axis=1).mean(axis=0)
+    assert abs(columns - 0.5).max() < 6 * 0.5 / len(table) ** 0.5
 
 
-def test_cells_of_a_build_are_uniform(nodes, rng):
-    """Bytes 32 on of every slot but the record of the first hop, which is masked by the link alone."""
-    counts = np.zeros(256, np.int64)
-    for _ in range(60):
-        build = ClientBuild([n.public for n in nodes[:5]], SUITE_AEGIS128L, rng.randbytes, WALL)
-        cells = list(build.cells)
-        cells = list(HopBuild.open(cells, nodes[0], fresh(), rng.randbytes, WALL).cells)
-        counts += np.bincount(np.frombuffer(b"".join(cells), np.uint8), minlength=256)
-    expected = counts.sum() / 256
-    assert float(((counts - expected) ** 2 / expected).sum()) < 400
+class Builds(RuleBasedStateMachine):
+    """Builds under way through three to five hops, step by step, with tampering, replays and wrong hops in between."""
+
+    @initialize(seed=st.integers(0, 1 << 32))
+    def start(self, seed):
+        self.rng = random.Random(seed)
+        self.seen = [BuildReplay(allocate(seen_columns(1))["builds_seen"], 0) for _ in NODES]
+        self.under_way: list[dict[str, Any]] = []
+        self.past: list[tuple[int, list[bytes]]] = []
+
+    @rule(order=st.permutations(range(7)), hops=st.integers(1, 7), suite=st.sampled_from(SUITES))
+    def begin(self, order, hops, suite):
+        path = order[:hops]
+        build = ClientBuild([NODES[i].public for i in path], suite, self.rng.randbytes, WALL)
+        self.under_way.append({"build": build, "path": path, "cells": list(build.cells), "results": [], "changed": False})
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data())
+    def tamper(self, data):
+        one = data.draw(st.sampled_from(self.under_way))
+        if not one["changed"]:
+            one["cells"] = flip(one["cells"], data.draw(st.integers(0, 6)), data.draw(st.integers(0, 8 * CELL_SIZE - 1)))
+            one["changed"] = True
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data())
+    def replay(self, data):
+        node, cells = data.draw(st.sampled_from(self.past))
+        with pytest.raises(RemoteProtocolError):
+            HopBuild.open(cells, NODES[node], self.seen[node], self.rng.randbytes, WALL)
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data())
+    def advance(self, data):
+        one = data.draw(st.sampled_from(self.under_way))
+        step, hops = len(one["results"]), len(one["path"])
+        if step < hops:
+            node = one["path"][step]
+            before = one["path"][step - 1] if step else None
+            predecessor = NODES[before].public.node_id if before is not None else None
+            cells = one["cells"]
+            try:
+                result = HopBuild.open(cells, NODES[node], self.seen[node], self.rng.randbytes, WALL, predecessor=predecessor)
+            except RemoteProtocolError:
+                assert one["changed"]
+                self.under_way.remove(one)
+                return
+            self.past.append((node, cells))
+            following = NODES[one["path"][step + 1]].public.node_id if step + 1 < hops else None
+            assert result.next_node_id == following
+            one["results"].append(result)
+            one["cells"] = list(result.cells)
+            return
+        self.under_way.remove(one)
+        answers = one["cells"]
+        for result in reversed(one["results"]):
+            answers = result.answer_layer(answers)
+        if one["changed"]:
+            with pytest.raises(RemoteProtocolError):
+                one["build"].finish(answers)
+            return
+        circuit = one["build"].finish(answers)
+        assert keys_of(circuit.hops) == keys_of(one["results"])
+        self.data_passes(circuit, one["results"])
+
+    def data_passes(self, circuit, results):
+        """The client's inverse layers, then the hops' layers, give the cell back."""
+        cell = bytearray(self.rng.randbytes(CELL_SIZE))
+        plain = bytes(cell)
+        for hop in reversed(circuit.hops):
+            remove_layer(cell, hop.forward_key, circuit.suite, 0)
+        for result in results:
+            apply_layer(cell, result.forward_key, result.suite, 0)
+        assert bytes(cell) == plain
+
+
+Builds.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestBuilds = Builds.TestCase
