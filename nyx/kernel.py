@@ -178,6 +178,20 @@ def inline(function: F) -> F:
     return compiled
 
 
+def called(function: F) -> F:
+    """Decorator of a bigger or rarer part of kernels: compiled once for the types it gets, and called.
+
+    Inlined everywhere, such parts would multiply: a kernel that mentions ten of them took ten seconds to compile.
+    """
+    if PLAIN:
+        return function
+    import numba
+
+    njit: Callable[..., Any] = numba.njit
+    compiled: F = njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
 @inline
 def address(array: NDArray[Any]) -> int:
     """Address of the array's first byte as int64, inside kernels."""
