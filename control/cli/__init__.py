@@ -79,12 +79,12 @@ def group(
 
 def main() -> NoReturn:
     """The program."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `nyxctl streams | head` ends quietly
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
     """Run a command; the exit code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `nyxctl streams | head` ends quietly
     state = State()
     try:
         group.main(args, prog_name="nyxctl", obj=state, standalone_mode=False)

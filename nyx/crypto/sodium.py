@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from nyx.kernel import foreign
+from nyx.wire.geometry import AEGIS_KEY_SIZE, CHACHA_KEY_SIZE
 
 _spec: Final = find_spec("nacl._sodium")
 if _spec is None or _spec.origin is None:
@@ -19,10 +20,10 @@ if ctypes.CDLL(LIBRARY).sodium_init() < 0:
     raise ImportError(f"{LIBRARY}: sodium_init failed")
 
 AEGIS_TAG: Final = 32
-AEGIS_KEY: Final = 16
+AEGIS_KEY: Final = AEGIS_KEY_SIZE
 AEGIS_NONCE: Final = 16
 CHACHA_TAG: Final = 16
-CHACHA_KEY: Final = 32
+CHACHA_KEY: Final = CHACHA_KEY_SIZE
 CHACHA_NONCE: Final = 12
 SIPHASH_KEY: Final = 16
 SIPHASH_SIZE: Final = 8

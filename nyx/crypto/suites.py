@@ -2,14 +2,13 @@
 
 from typing import Final
 
-from nyx.crypto.sodium import AEGIS_KEY, CHACHA_KEY
-from nyx.wire.geometry import LAYER_KEY_AEGIS, LAYER_KEY_CHACHA
+from nyx.wire.geometry import AEGIS_KEY_SIZE, CHACHA_KEY_SIZE, LAYER_KEY_AEGIS, LAYER_KEY_CHACHA
 
 SUITE_CHACHA: Final = 1
 SUITE_AEGIS128L: Final = 2
 
 SUITE_NAMES: Final = {SUITE_CHACHA: "chacha20poly1305", SUITE_AEGIS128L: "aegis128l"}
-LINK_KEY_SIZES: Final = {SUITE_CHACHA: CHACHA_KEY, SUITE_AEGIS128L: AEGIS_KEY}
+LINK_KEY_SIZES: Final = {SUITE_CHACHA: CHACHA_KEY_SIZE, SUITE_AEGIS128L: AEGIS_KEY_SIZE}
 LAYER_KEY_SIZES: Final = {SUITE_CHACHA: LAYER_KEY_CHACHA, SUITE_AEGIS128L: LAYER_KEY_AEGIS}
 # Cells under one data layer key, before its security bound says stop.
 LAYER_CELL_LIMITS: Final = {SUITE_CHACHA: 1 << 24, SUITE_AEGIS128L: 1 << 30}

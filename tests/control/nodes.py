@@ -1,19 +1,43 @@
 """A control process of its own, real, beside stand-ins of workers: what nyxctl speaks to in the tests of this room."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from control.server import bind
 from nyx.columns import ALIGN, layout_digest, offsets, view
 from nyx.stats import COUNTERS, node_columns, statistics_columns, statistics_row
 from tests.control.workers import Worker, answers
+
+BLOCK = 10  # UDP ports that one test may use
+
+
+@contextlib.contextmanager
+def port_block():
+    """The first of BLOCK free UDP ports that no other test, of this run or another, uses meanwhile."""
+    for base in range(43350, 43310, -BLOCK):
+        with Path(tempfile.gettempdir(), f"nyx-test-ports-{base}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for port in range(base, base + BLOCK):
+                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                        probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield base
+            return
+    pytest.skip("no block of UDP ports is free")
+
 
 CONFIG = f"""
 [node]
