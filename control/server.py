@@ -19,6 +19,8 @@ from control.schemas import Document
 from nyx.files import private_folder
 
 CONNECTIONS_MAX: Final = 64
+REFUSED_MAX: Final = 16  # connections above that are told so; more are closed without a word
+REFUSED_SILENCE: Final = 2.0  # seconds that one to be refused has to send its request
 SILENCE: Final = 60.0  # seconds a connection may stay without a request, or without reading its answer
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -56,7 +58,7 @@ class Server:
         self._listener = listener
         self._handler = handler
         self._allowed = frozenset({0, os.geteuid()}) if allowed is None else allowed
-        self._open = 0
+        self._open = {True: 0, False: 0}  # connections of users who are served, and of others: these cannot crowd out those
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -65,21 +67,31 @@ class Server:
             await server.serve_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+        known = peer_user(writer.get_extra_info("socket")) in self._allowed
+        self._open[known] += 1
         try:
-            if peer_user(writer.get_extra_info("socket")) not in self._allowed:
-                await self._send(writer, wire.refusal(wire.Refusal("denied", "only the node's own user and root are served")))
-            elif self._open > CONNECTIONS_MAX:
-                await self._send(writer, wire.refusal(wire.Refusal("busy", f"{CONNECTIONS_MAX} connections are open")))
+            if self._open[known] > (CONNECTIONS_MAX + REFUSED_MAX if known else REFUSED_MAX):
+                return
+            if not known:
+                await self._refuse(reader, writer, wire.Refusal("denied", "only the node's own user and root are served"))
+            elif self._open[known] > CONNECTIONS_MAX:
+                await self._refuse(reader, writer, wire.Refusal("busy", f"{CONNECTIONS_MAX} connections are open"))
             else:
                 await self._converse(reader, writer)
         except (OSError, TimeoutError):
             pass  # the peer went away or fell silent: its answer has no reader
         finally:
-            self._open -= 1
+            self._open[known] -= 1
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refusal: wire.Refusal) -> None:
+        """Refuse the first request. It is read first: closing a unix socket over unread bytes would lose the answer."""
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(REFUSED_SILENCE):
+                await reader.readuntil(b"\n")
+        await self._send(writer, wire.refusal(refusal))
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
