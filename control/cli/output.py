@@ -48,9 +48,9 @@ def echo(lines: Sequence[str]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 3.2 s, 4 min, 2.5 h, 3.1 d."""
+    """A time as people say it: 4.1 ms, 3.2 s, 4 min, 2.5 h, 3.1 d."""
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 7200:
