@@ -1,0 +1,64 @@
+"""What both sides of the edge share: the tables and pumps of one worker, its counters, and deadlines."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from shards.edge import table as edge
+from shards.edge.contract import NEVER, Epoll, Streams
+from shards.edge.pumps import Pumps
+from shards.edge.reasons import Reason
+from shards.edge.table import EdgeTable, Failure
+
+
+@dataclass(slots=True)
+class Core:
+    """One worker's edge, as its two sides see it."""
+
+    epoll: Epoll
+    streams: Streams
+    table: EdgeTable
+    pumps: Pumps
+    counters: Counter[str] = field(default_factory=Counter)
+
+    def give_up(self, row: int, reason: Reason, now: int, *, tell: bool = True) -> None:
+        """End a stream that never got its socket, or lost it while being opened."""
+        self.table.fail(row, reason, now)
+        if tell:
+            self.streams.stop(row, reason.facts.code)
+            self.streams.reset(row, reason.facts.code)
+        self.table.move(row, edge.CLOSING)
+
+    def note(self, side: int, target: str, reason: Reason, now: int) -> None:
+        """Keep a failure that never had a stream."""
+        self.table.failures.append(Failure(side, target, reason, now))
+
+
+class Deadlines:
+    """When each of a set of descriptors or rows is given up. The next one is known without a search, never too late."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, int] = {}
+        self._next = NEVER
+
+    def set(self, key: int, at: int) -> None:
+        """Give the key a deadline in place of what it had."""
+        self._at[key] = at
+        self._next = min(self._next, at)
+
+    def clear(self, key: int) -> None:
+        """The key has none any more; harmless if it had none."""
+        self._at.pop(key, None)
+
+    def next(self) -> int:
+        """Not later than the earliest deadline, in ns."""
+        return self._next if self._at else NEVER
+
+    def expired(self, now: int) -> list[int]:
+        """Keys whose time has come, oldest first; they have no deadline afterwards."""
+        if now < self.next():
+            return []
+        gone = sorted((at, key) for key, at in self._at.items() if at <= now)
+        for _, key in gone:
+            del self._at[key]
+        self._next = min(self._at.values(), default=NEVER)
+        return [key for _, key in gone]

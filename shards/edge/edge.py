@@ -1,0 +1,284 @@
+"""The edge of one worker: where bytes enter and leave Nyx. The worker sees this class; proxy and exit stand behind it.
+
+A turn of the worker, none of whose steps blocks (spurious calls are harmless):
+
+    on_ready(fds, events, now)      everything epoll told of, in one call; descriptors of others are ignored
+    on_event(kind, connection, stream, value, now)      each event of the streams
+    pump(now)                       sockets -> rings and rings -> sockets, before the streams transmit
+    on_timer(now)                   when next_timeout() has come
+    sleep not at all if `pending`, else until the earliest timeout
+
+`recover(now)` comes first in every life of a worker, after the streams' own recovery.
+"""
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from nyx.columns import Columns
+from nyx.path.policy import Policy
+from nyx.stream import columns as events
+from shards.edge import table as edge
+from shards.edge.client import ClientEdge, Opening, Waiting
+from shards.edge.contract import NEVER, Epoll, OpenCircuit, Streams, Words
+from shards.edge.core import Core
+from shards.edge.exit import ExitEdge
+from shards.edge.pumps import Pumps
+from shards.edge.reasons import Reason
+from shards.edge.request import Refused
+from shards.edge.resolver import Resolver
+from shards.edge.table import EdgeTable, Failure
+from shards.kernels import tcp
+
+_DESCRIPTORS_MAX: Final = 1 << 20
+_ROLES: Final = {edge.CLIENT: "client", edge.EXIT: "last"}
+
+
+def _no_circuit(_isolation: bytes, _host: str, _port: int) -> int | Refused | None:
+    return Refused(Reason.NO_CIRCUIT)
+
+
+class Edge:
+    """Proxy and exit of one worker."""
+
+    def __init__(
+        self,
+        epoll: Epoll,
+        streams: Streams,
+        columns: Columns,
+        ring: int,
+        *,
+        listeners: Sequence[socket.socket] = (),
+        open_circuit: OpenCircuit = _no_circuit,
+        policy: Policy | None = None,
+        max_clients: int = 1024,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self.table = EdgeTable(columns)
+        descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _DESCRIPTORS_MAX)
+        self.pumps = Pumps(streams, columns, ring, epoll, self.table, descriptors)
+        self.core = Core(epoll, streams, self.table, self.pumps)
+        self.client = ClientEdge(self.core, listeners, open_circuit, max_clients)
+        self.exit = ExitEdge(self.core, policy or Policy(()), resolver or Resolver())
+        self._streams = streams
+        self._rows = columns["streams"]
+        self._ended: set[int] = set()  # rows whose stream has ended: a socket may still take the last bytes
+
+    # ---------------------------------------------------------------- one turn
+
+    def on_ready(self, fds: Words, masks: Words, now: int) -> None:
+        """Descriptors that epoll told of, with their masks."""
+        rows = self.pumps.row_of_fd[fds]
+        mine = rows >= 0
+        if mine.any():
+            self.pumps.on_ready(rows[mine], masks[mine], now)
+        for fd, mask in zip(fds[~mine].tolist(), masks[~mine].tolist(), strict=True):
+            if self.client.owns(fd):
+                self.client.on_ready(fd, mask, now)
+            elif self.exit.owns(fd):
+                self.exit.on_ready(fd, mask, now)
+
+    def on_event(self, kind: int, connection: int, stream: int, value: int, now: int) -> None:
+        """One event of the streams."""
+        if kind == events.OPENED:
+            self.exit.on_opened(stream, connection, now)
+        elif kind == events.RESULT:
+            self.client.on_result(stream, value, now)
+        elif kind == events.CONNECTION_CLOSED:
+            self._connection_closed(connection, now)
+        elif kind < events.EVENT_KINDS and kind not in (events.PROTOCOL_ERROR, events.PONG):
+            self._stream_event(kind, stream, value, now)
+
+    def _stream_event(self, kind: int, row: int, value: int, now: int) -> None:
+        state = self.table.state(row)
+        if state == edge.FREE:
+            return
+        if kind == events.CLOSED:
+            self._ended.add(row)
+        elif state != edge.OPENING:
+            self.pumps.on_event(kind, row, value, now)
+        elif kind in (events.RESET, events.STOPPED):
+            self._lost(row, now)
+
+    def pump(self, now: int) -> None:
+        """Move bytes between sockets and rings, once."""
+        self.pumps.pump(now)
+        if self._ended:
+            self._settle_ended(now)
+
+    def _settle_ended(self, now: int) -> None:
+        """Release what ended, once its socket took everything. After all events: a lost connection ends its streams first."""
+        for row in list(self._ended):
+            state = self.table.state(row)
+            if state == edge.OPENING:
+                self._lost(row, now)
+            elif state == edge.OPEN:
+                continue
+            self._ended.discard(row)
+            if state != edge.FREE:
+                self._release(row)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `pump` has work that no descriptor will announce."""
+        return self.pumps.pending
+
+    def next_timeout(self) -> int:
+        """When `on_timer` must be called, in ns; NEVER if nothing waits."""
+        return min(self.client.next_timeout(), self.exit.next_timeout(), self.pumps.next_timeout(), NEVER)
+
+    def on_timer(self, now: int) -> None:
+        """Let deadlines pass."""
+        self.client.on_timer(now)
+        self.exit.on_timer(now)
+        if now >= self.pumps.next_timeout():
+            self.pump(now)
+
+    def on_circuit_ready(self, now: int) -> None:
+        """A circuit became usable: requests that wait are tried again."""
+        self.client.on_circuit_ready(now)
+
+    # ---------------------------------------------------------------- ends
+
+    def _lost(self, row: int, now: int) -> None:
+        """A stream that is being opened ended; its connection did not."""
+        if self.table.side(row) == edge.CLIENT:
+            self.client.on_lost(row, Reason.EXIT_FAILED, now, again=False)
+            self.core.give_up(row, Reason.EXIT_FAILED, now)
+        else:
+            self.exit.on_lost(row, Reason.CANCELLED, now)
+
+    def _release(self, row: int) -> None:
+        self._streams.release(row)
+        self.pumps.forget(row)
+
+    def _connection_closed(self, connection: int, now: int) -> None:
+        """The circuit is gone and with it every stream on it that was not complete: applications see a reset."""
+        of_connection = (self.table.rows["state"] != edge.FREE) & (self._rows["connection"] == connection)
+        for row in np.flatnonzero(of_connection).tolist():
+            state = self.table.state(row)
+            if state == edge.OPEN and not int(self._rows[row]["failed"]):
+                continue  # all of it came; the socket takes the rest
+            if state == edge.OPEN:
+                self.pumps.abort(row, Reason.CIRCUIT_LOST, now)
+            elif state == edge.OPENING and self.table.side(row) == edge.CLIENT:
+                self.client.on_lost(row, Reason.CIRCUIT_LOST, now, again=True)
+            elif state == edge.OPENING:
+                self.exit.on_lost(row, Reason.CIRCUIT_LOST, now)
+            self._ended.discard(row)
+            self._release(row)
+
+    def close(self, now: int) -> None:
+        """Close every descriptor; applications and targets see a reset."""
+        self.client.close()
+        self.exit.close()
+        for row in self.table.live():
+            self.pumps.abort(row, Reason.SHUTDOWN, now)
+            self._release(row)
+
+    # ---------------------------------------------------------------- a new life
+
+    def recover(self, now: int) -> tuple[int, int]:
+        """Serve on what a dead worker of the same columns served: how many streams live on, how many sockets were closed.
+
+        Sockets without a stream are closed and streams that were being opened refused; they lived in the dead worker's memory.
+        """
+        recovered = closed = 0
+        for row in self.table.live():
+            if self.table.state(row) == edge.OPEN and self.pumps.owns(row):
+                alive = self._recover_open(row, now)
+                recovered += alive
+                closed += not alive
+            else:
+                closed += self._recover_broken(row, now)
+        for fd in self.table.take_orphans():
+            if self.pumps.row_of_fd[fd] < 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+                closed += 1
+        return recovered, closed
+
+    def _recover_open(self, row: int, now: int) -> bool:
+        if self.pumps.restore(row) is tcp.Recovered.DEAD:
+            self.pumps.abort(row, Reason.RESTARTED, now)
+            return False
+        self.pumps.repeat_ends(row)
+        return True
+
+    def _recover_broken(self, row: int, now: int) -> int:
+        """A row that was being opened, was closing, or whose socket is gone."""
+        held = self.pumps.owns(row)
+        if not held:
+            tcp.detach(self._rows, row)
+        state = self.table.state(row)
+        if state == edge.CLOSING and int(self._rows[row]["tcp_state"]) & tcp.IN_EOF:
+            self._streams.finish(row)
+        else:
+            if state == edge.OPENING and self.table.side(row) == edge.EXIT:
+                self._streams.answer_open(row, Reason.RESTARTED.facts.reply)
+            self.core.give_up(row, Reason.RESTARTED, now)
+        self.pumps.drop_socket(row)
+        return int(held)
+
+    # ---------------------------------------------------------------- what others may see
+
+    def held_fds(self) -> set[int]:
+        """Every descriptor of this worker's edge but listeners and the resolver's."""
+        return self.table.held() | {int(fd) for fd in np.flatnonzero(self.pumps.row_of_fd >= 0)}
+
+    def collect(self) -> dict[str, int]:
+        """Counters since the start of this life, and how many of each thing there are."""
+        return {
+            **self.core.counters,
+            "bytes_in": self.pumps.bytes_in,
+            "bytes_out": self.pumps.bytes_out,
+            "clients": len(self.table.held()),
+            "waiting": self.client.count(Waiting),
+            "opening": self.client.count(Opening) + self.exit.opening,
+            "open": self.table.count(edge.OPEN),
+        }
+
+    def stream_rows(self, now: int, show_targets: bool) -> list[dict[str, Any]]:
+        """Streams as `nyxctl streams` shows them, and the last failures."""
+        found = [self._describe(row, now, show_targets) for row in self.table.live() if not self._is_failure(row)]
+        found.extend(_describe_failure(failure, now, show_targets) for failure in self.table.failures)
+        return found
+
+    def _is_failure(self, row: int) -> bool:
+        return bool(self.table.rows[row]["reason"])
+
+    def _describe(self, row: int, now: int, show_targets: bool) -> dict[str, Any]:
+        stream = self._rows[row]
+        state = {edge.OPENING: "opening", edge.OPEN: "open", edge.CLOSING: "closed"}[self.table.state(row)]
+        if state == "open" and int(stream["tcp_state"]) & (tcp.IN_EOF | tcp.OUT_FIN):
+            state = "half-closed"
+        return {
+            "id": int(stream["id"]),
+            "connection": int(stream["connection"]),
+            "role": _ROLES.get(self.table.side(row)),
+            "state": state,
+            "target": (self.table.target(row) or None) if show_targets else None,
+            "age": (now - int(self.table.rows[row]["opened"])) / 1e9,
+            "bytes_in": int(stream["tx_head"]),
+            "bytes_out": int(stream["rx_tail"]),
+            "reason": None,
+        }
+
+
+def _describe_failure(failure: Failure, now: int, show_targets: bool) -> dict[str, Any]:
+    return {
+        "id": None,
+        "connection": None,
+        "role": _ROLES.get(failure.side),
+        "state": "closed",
+        "target": (failure.target or None) if show_targets else None,
+        "age": (now - failure.at) / 1e9,
+        "bytes_in": None,
+        "bytes_out": None,
+        "reason": failure.reason.text,
+    }
