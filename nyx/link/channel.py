@@ -121,6 +121,11 @@ class _Arrivals:
         self.bitmap = 0
         self._packet_of: dict[int, int] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many numbers are kept."""
+        return len(self._packet_of)
+
     def rebuild(self, low: int) -> int:
         """The control number nearest to the next one that has these low 8 bits; negative for none."""
         expected = self.largest + 1
@@ -377,4 +382,5 @@ class Channel:
         assert all((item.tries > 0) == (control < self._sent_next) for control, item in self._items.items())
         assert all(item.tries <= TRIES for item in self._items.values())
         assert 0 <= self._arrivals.bitmap <= _BITS
+        assert self._arrivals.remembered <= 4 * CONTROL_FLIGHT
         assert self._arrivals.largest >= 0 or self._arrivals.bitmap == 0

@@ -43,24 +43,23 @@ class BuildReplay:
     def __repr__(self) -> str:
         return f"BuildReplay(entries={len(self._until)})"
 
-    def _follow(self, worker: int) -> bool:
-        """Read what a log has that we have not; False when entries were overwritten before we read them."""
+    def _follow(self, worker: int) -> None:
+        """Read what a log has that we have not. What was overwritten before we read it had become invalid by age."""
         log, head = self._logs[worker], int(self._logs[worker][0])
-        whole = head - self._read[worker] <= SIZE
         for number in range(max(self._read[worker], head - SIZE), head):
             at = 1 + number % SIZE * _ENTRY
             self._until[log[at : at + 2].tobytes()] = int(log[at + 2])
         self._read[worker] = head
-        return whole
 
     def seen(self, x: bytes, created: int, wall: int) -> bool:
         """Whether this X was here before, or may have been; remembers it if not."""
-        complete = [self._follow(worker) for worker in range(len(self._logs)) if worker != self._me]
+        for worker in range(len(self._logs)):
+            self._follow(worker)
         self._sweep(wall)
         key, log = bytes(x[:_KEY]), self._logs[self._me]
         head = int(log[0])
         oldest = int(log[1 + head % SIZE * _ENTRY + 2])
-        if not all(complete) or key in self._until or (head >= SIZE and oldest >= wall):
+        if key in self._until or (head >= SIZE and oldest >= wall):
             return True  # a full log counts as seen: nothing that still matters is overwritten
         at = 1 + head % SIZE * _ENTRY
         log[at : at + 2] = np.frombuffer(key, np.uint64)

@@ -127,6 +127,39 @@ def test_the_first_retry_follows_the_round_trip():
     assert 10 * MS <= a.channel.srtt < 12 * MS
 
 
+def test_a_long_round_trip_is_not_cut_by_the_cap():
+    a = End(rtt=400 * MS)
+    a.channel.send_frames([Settings(1, 2)])
+    now, times = 0, []
+    while a.channel.state is ChannelState.OPEN:
+        times += [now] * len(a.transmit(now))
+        now = a.channel.poll_timeout() or 0
+        a.channel.handle_timeout(now)
+    assert [(y - x) // MS for x, y in itertools.pairwise(times)] == [1200] * 7
+
+
+def test_a_second_look_at_the_clock_sends_nothing_twice():
+    a = End()
+    a.channel.send_frames([Settings(1, 2)])
+    a.transmit(0)
+    for _ in range(3):
+        a.channel.handle_timeout(40 * MS)
+    assert len(a.transmit(40 * MS)) == 1
+
+
+@pytest.mark.parametrize("pings", [1, 134, 135, 136])
+def test_an_acknowledgement_rides_where_it_fits(pings):
+    """1,224 bytes of frames hold 136 pings, or 134 and a LINK_ACK."""
+    a, b = End(), End()
+    a.channel.send_frames([Settings(1, 2)])
+    b.receive(a.transmit(0)[0], 0)
+    b.channel.send_frames([Ping(n) for n in range(pings)])
+    [(_, out)] = b.transmit(0)
+    frames = decode(out.payload[4:])
+    assert frames == [LinkAck(0, 0)] * (pings <= 134) + [Ping(n) for n in range(pings)]
+    assert len(b.transmit(c.ACK_DELAY)) == (pings > 134)
+
+
 def test_ping_is_answered_once_and_pong_never():
     a, b = End(), End()
     a.channel.send_frames([Ping(n) for n in range(100)])

@@ -153,6 +153,12 @@ def test_a_body_that_breaks_a_rule_is_refused(rng, name):
     assert caught.value.drop == drop
 
 
+def test_a_directory_that_names_another_key_is_not_believed(rng):
+    packet = initiate(rng, PEER_RELAY).packet
+    with pytest.raises(HandshakeError):
+        respond(packet, RELAY, FROM_BOTH, cids(rng), rng.randbytes, NOW, lambda _: RELAY.public, 192)
+
+
 def test_a_cid_twice_is_refused(rng):
     body = struct.pack(">HHHHII", 2, 6, 0, 0, NOW, 0) + b"same cid 12b" * 4 + bytes(32)
     packet, _ = twin.initiate(twin_node(RELAY), None, body, rng.randbytes(32), NOW)
@@ -322,6 +328,7 @@ def test_a_full_table_counts_as_seen_and_a_clock_that_steps_back_opens_nothing(r
     assert 0 < len(fresh) <= 64
     assert all(seen.seen(p, NOW) for p in packets)
     assert all(seen.seen(p, NOW - 500) for p in fresh)
+    assert all(seen.seen(p, NOW + 120) for p in fresh), "nor does the way forward again"
 
 
 @dataclass

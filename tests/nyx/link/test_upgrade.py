@@ -140,6 +140,21 @@ def responder(rng):
     return b, ek
 
 
+def test_it_is_complete_with_its_last_frame_whichever_that_is_and_only_once(rng):
+    frames = [Crypto(0, encode_hello()), *(NewCid(i, bytes([i]) * 12) for i in range(4))]
+    for last in range(6):
+        b, ek = responder(rng)
+        every = [*frames, Crypto(1, ek)]
+        for frame in every[:last] + every[last + 1 :]:
+            assert b.upgrade.receive(frame) is None
+        assert b.upgrade.secrets is None
+        secrets = b.upgrade.receive(every[last])
+        assert secrets is not None
+        assert all(b.upgrade.receive(frame) is None for frame in every)
+        assert b.upgrade.secrets is secrets
+        assert len(b.transmit(0)) == 1
+
+
 def test_contradictions_are_refused_by_code(rng):
     b, ek = responder(rng)
     b.upgrade.receive(NewCid(0, b"a" * 12))

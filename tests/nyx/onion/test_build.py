@@ -134,6 +134,17 @@ def test_position_and_length_do_not_show_in_sizes_or_slots(rng):
         assert [len(cell) for cell in hop_opens(build.cells, NODES[0], rng).cells] == [CELL_SIZE] * BUILD_SLOTS
 
 
+def test_slots_are_drawn_without_bias():
+    """Of 256 values of a byte, 252 fall on seven slots alike; the last four are drawn again."""
+    assert module._shuffled(iter_entropy([255, 254, 253, 252, 251, 0, 0, 0, 0, 0, 0])) == [6, 0, 1, 2, 3, 4, 5]
+    assert module._shuffled(iter_entropy([7, 252, 251, 255, 250, 0, 0, 0, 0, 0]))[0] == 0
+
+
+def iter_entropy(values):
+    left = iter(values)
+    return lambda size: bytes(next(left) for _ in range(size))
+
+
 def test_equal_cells_in_different_slots_leave_a_hop_different(rng):
     """The tweak: colluding hops cannot recognise equal cells behind an honest one."""
     build = build_for(NODES[:1], rng)
