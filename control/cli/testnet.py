@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from control.cli.output import duration, echo, print_json, style, table
+from control.cli.output import duration, echo, print_json, program, style, table
 from control.cli.state import EXIT_FAILURE, EXIT_NOT_READY, Failure, State, json_option
 from control.places import testnet_dir
 from control.schemas import Demo, Testnet
@@ -86,7 +86,7 @@ def demo(state: State, /, **options: Any) -> None:
         return
     option = "" if folder == testnet_dir(os.environ) else f" --dir {folder}"
     heads = ["next: ", *["      "] * 9]
-    steps = module.next_commands(found, option)
+    steps = module.next_commands(found, program(), option)
     echo([_demo_line(found), *(f"{head}{step}" for head, step in zip(heads, steps, strict=False))])
 
 

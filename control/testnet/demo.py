@@ -137,13 +137,13 @@ def _listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def next_commands(demo: Demo, folder_option: str) -> list[str]:
-    """What to try next."""
+def next_commands(demo: Demo, nyxctl: str, folder_option: str) -> list[str]:
+    """What to try next; `nyxctl` is how the command is called here, `folder_option` is empty for the user's own test network."""
     past = " --noproxy ''" if os.environ.get("no_proxy") or os.environ.get("NO_PROXY") else ""
+    asking = [] if folder_option else [f"{nyxctl} status", f"{nyxctl} circuits", f"{nyxctl} streams --show-targets"]
     return [
         f"curl --proxy socks5h://{demo.proxy}{past} {demo.url}",
-        "nyxctl status" + ("" if not folder_option else f"    (with --socket, see: nyxctl testnet status{folder_option})"),
-        "nyxctl circuits",
-        "nyxctl testnet status" + folder_option,
-        "nyxctl testnet down" + folder_option + ("" if folder_option else "    (or: make demo-stop)"),
+        *asking,
+        f"{nyxctl} testnet status{folder_option}",
+        f"{nyxctl} testnet down{folder_option}" + ("" if folder_option else "    (or: make demo-stop)"),
     ]

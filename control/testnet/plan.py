@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nyx.config import PORT_FIRST, PORT_LAST
+from nyx.config import PORT_FIRST, PORT_LAST, SOCKET_PATH_MAX
 from nyx.crypto.keyfile import save_keys
 from nyx.crypto.keys import StaticKeys
 from nyx.crypto.suites import available_suites
@@ -62,6 +62,11 @@ class Plan:
             )
         if not 1 <= self.proxy_port <= 65535 - len(CLIENTS):
             wrong.append(f"--proxy-port {self.proxy_port}: 1 to {65535 - len(CLIENTS)}")
+        socket = node_folder(self.folder, "relay-99") / "run" / "control.sock"
+        if len(str(socket).encode()) > SOCKET_PATH_MAX:
+            wrong.append(
+                f"--dir {self.folder}: is too long for the nodes' sockets, whose paths have at most {SOCKET_PATH_MAX} bytes"
+            )
         if wrong:
             raise ConfigError(wrong)
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,15 @@ def base():
 
 
 @pytest.fixture
-def ctl(tmp_path, capsys, base):
-    control = Ctl(tmp_path / "net", capsys, base)
+def short_folder():
+    """A folder whose name leaves room for sockets' paths."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def ctl(short_folder, capsys, base):
+    control = Ctl(short_folder / "net", capsys, base)
     yield control
     network.down(control.folder)
 
@@ -139,9 +147,9 @@ def test_the_demo_needs_no_curl(ctl, monkeypatch):
     assert found["text"] == "hello from the far end of Nyx"
 
 
-def test_two_networks_stand_side_by_side_but_not_on_the_same_ports(ctl, tmp_path, capsys):
+def test_two_networks_stand_side_by_side_but_not_on_the_same_ports(ctl, short_folder, capsys):
     assert ctl.up("--relays", "3")[0] == 0
-    other = Ctl(tmp_path / "other", capsys, ctl.base + 2)
+    other = Ctl(short_folder / "other", capsys, ctl.base + 2)
     code, found = other.up("--relays", "3")
     assert (code, found["schema"]) == (1, "nyx.error")
     assert f"UDP port {ctl.base + 2} of 127.0.0.1 is taken" in found["message"]
@@ -271,6 +279,37 @@ def test_interrupted_it_leaves_nothing(ctl, monkeypatch):
         network.up(Plan(ctl.folder, base_port=ctl.base, proxy_port=ctl.proxy), print)
     assert not ctl.folder.exists()
     assert running(ctl.folder) == []
+
+
+def test_the_users_own_network_is_found_without_options(base, short_folder, capsys, monkeypatch):
+    for name in ("XDG_RUNTIME_DIR", "NYX_SOCKET", "NYX_CONFIG", "NYX_NODE_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(short_folder))
+    proxy = free_port()
+    try:
+        assert run(["testnet", "demo", "--relays", "3", "--base-port", str(base), "--proxy-port", str(proxy)]) == 0
+        assert f"next: curl --proxy socks5h://127.0.0.1:{proxy} http" in capsys.readouterr().out
+        for options, alias in (([], "alice"), (["--node", "exit-1"], "exit-1")):
+            assert run([*options, "status", "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["alias"] == alias
+        assert run(["--node", "bob", "status"]) == 3
+        assert "(relay-1, exit-1, exit-2, alice)" in capsys.readouterr().err
+    finally:
+        assert run(["testnet", "down"]) == 0
+    assert run(["status"]) == 3
+
+
+def test_lines_to_copy_name_the_command_as_it_was_called(monkeypatch):
+    from control.cli.output import program
+
+    for called, shown in (
+        ("nyxctl", "nyxctl"),
+        (".venv/bin/nyxctl", ".venv/bin/nyxctl"),
+        ("-c", "nyxctl"),
+        ("/x/pytest", "nyxctl"),
+    ):
+        monkeypatch.setattr(sys, "argv", [called])
+        assert program() == shown
 
 
 def test_settings_of_the_callers_shell_do_not_reach_the_nodes(monkeypatch):

@@ -42,11 +42,12 @@ def test_roles(relays, roles):
         ({"base_port": 43398}, "5 nodes need ports within 43300 to 43399"),
         ({"base_port": 80}, "--base-port 80"),
         ({"proxy_port": 0}, "--proxy-port 0"),
+        ({"folder": Path("/" + "x" * 90)}, "too long for the nodes' sockets"),
     ],
 )
 def test_what_cannot_be_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        Plan(Path("x"), **options)
+        Plan(**({"folder": Path("x")} | options))
 
 
 def test_everything_wrong_is_said_at_once():
