@@ -161,21 +161,35 @@ def kernel(result: str, *arguments: Spec) -> Callable[[F], F]:
             return function
         njit = _compiler(function)
         signature = _type(result)(*(_type(a) for a in arguments))
-        compiled: F = njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        compiled: F = njit(signature, nogil=True, cache=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True)(function)
         return compiled
 
     return wrap
 
 
-def inline(function: F) -> F:
-    """Decorator of a small helper of kernels, compiled into its callers for whatever types they pass."""
+def _part(function: F, **options: bool) -> F:
+    """Compile a part of kernels for whatever types they pass: without the wrappers for Python, and once for all constants."""
     if PLAIN:
         return function
     import numba
 
     njit: Callable[..., Any] = numba.njit
-    compiled: F = njit(nogil=True, error_model="numpy", forceinline=True)(function)
-    return compiled
+    compiled: Any = njit(nogil=True, error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(
+        function
+    )
+    resolve = compiled.get_call_template
+
+    def get_call_template(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return resolve(tuple(map(numba.types.unliteral, args)), kws)
+
+    compiled.get_call_template = get_call_template
+    part: F = compiled
+    return part
+
+
+def inline(function: F) -> F:
+    """Decorator of a small helper of kernels, compiled into its callers for whatever types they pass."""
+    return _part(function, forceinline=True)
 
 
 def called(function: F) -> F:
@@ -183,13 +197,7 @@ def called(function: F) -> F:
 
     Inlined everywhere, such parts would multiply: a kernel that mentions ten of them took ten seconds to compile.
     """
-    if PLAIN:
-        return function
-    import numba
-
-    njit: Callable[..., Any] = numba.njit
-    compiled: F = njit(nogil=True, error_model="numpy")(function)
-    return compiled
+    return _part(function)
 
 
 @inline
