@@ -60,7 +60,8 @@ class Edge:
         resolver: Resolver | None = None,
     ) -> None:
         self.table = EdgeTable(columns)
-        descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _DESCRIPTORS_MAX)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        descriptors = hard if 0 < hard < _DESCRIPTORS_MAX else _DESCRIPTORS_MAX
         self.pumps = Pumps(streams, columns, ring, epoll, self.table, descriptors)
         self.core = Core(epoll, streams, self.table, self.pumps)
         self.client = ClientEdge(self.core, listeners, open_circuit, max_clients)
@@ -73,7 +74,7 @@ class Edge:
 
     def on_ready(self, fds: Words, masks: Words, now: int) -> None:
         """Descriptors that epoll told of, with their masks."""
-        rows = self.pumps.row_of_fd[fds]
+        rows = self.pumps.rows_of(fds)
         mine = rows >= 0
         if mine.any():
             self.pumps.on_ready(rows[mine], masks[mine], now)
@@ -196,11 +197,10 @@ class Edge:
                 closed += not alive
             else:
                 closed += self._recover_broken(row, now)
-        for fd in self.table.take_orphans():
-            if self.pumps.row_of_fd[fd] < 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-                closed += 1
+        for fd in set(self.table.take_orphans()) - self.pumps.held():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            closed += 1
         return recovered, closed
 
     def _recover_open(self, row: int, now: int) -> bool:
@@ -229,7 +229,7 @@ class Edge:
 
     def held_fds(self) -> set[int]:
         """Every descriptor of this worker's edge but listeners and the resolver's."""
-        return self.table.held() | {int(fd) for fd in np.flatnonzero(self.pumps.row_of_fd >= 0)}
+        return self.table.held() | self.pumps.held()
 
     def collect(self) -> dict[str, int]:
         """Counters since the start of this life, and how many of each thing there are."""

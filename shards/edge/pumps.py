@@ -75,7 +75,7 @@ class Pumps:
         self.ring = ring
         self.epoll = epoll
         self.table = table
-        self.row_of_fd: Words = np.full(descriptors, -1, np.int64)
+        self._row_of_fd: Words = np.zeros(descriptors, np.int64)  # row + 1; zero bytes, so that only pages in use are there
         self.bytes_in = 0
         self.bytes_out = 0
         count = len(self.rows)
@@ -105,7 +105,7 @@ class Pumps:
         return True
 
     def _bind(self, row: int, fd: int) -> None:
-        self.row_of_fd[fd] = row
+        self._row_of_fd[fd] = row + 1
         self._in[row] = self._out[row] = True
 
     def restore(self, row: int) -> tcp.Recovered:
@@ -144,7 +144,7 @@ class Pumps:
         self._in[row] = self._out[row] = False
         if fd < 0:
             return
-        self.row_of_fd[fd] = -1
+        self._row_of_fd[fd] = 0
         with contextlib.suppress(OSError):
             self.epoll.unregister(fd)
         sock = borrowed(fd)
@@ -153,6 +153,15 @@ class Pumps:
         else:
             sock.close()
         tcp.detach(self.rows, row)
+
+    def rows_of(self, fds: Words) -> Words:
+        """Row of each descriptor, -1 where it is no stream's."""
+        rows: Words = self._row_of_fd[fds] - 1
+        return rows
+
+    def held(self) -> set[int]:
+        """Descriptors of streams."""
+        return set(np.flatnonzero(self._row_of_fd).tolist())
 
     # ---------------------------------------------------------------- marks
 

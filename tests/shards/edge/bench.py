@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from shards.edge.contract import SECOND
 from shards.edge.edge import Edge
 from shards.edge.request import Refused
 from shards.edge.resolver import Resolver
-from tests.shards.edge.double import End, pair
+from tests.shards.edge.double import pair
 
 RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger
 OPEN_POLICY = ("accept loopback:*", "accept public:80,443")
@@ -37,11 +38,12 @@ def fake_lookup(name: str):
 class Side:
     """One worker: an end of the streams, its epoll, its edge."""
 
-    def __init__(self, end: End, **options) -> None:
+    def __init__(self, end: Any, **options) -> None:
         self.end = end
+        self.streams = getattr(end, "streams", end)
         self.options = options
         self.epoll = select.epoll()
-        self.edge = Edge(self.epoll, end, end.columns, end.ring, **options)
+        self.edge = Edge(self.epoll, self.streams, end.columns, end.ring, **options)
 
     def turn(self, now: int) -> None:
         ready = self.epoll.poll(0)
@@ -68,7 +70,7 @@ class Bench:
         lookup=fake_lookup,
     ) -> None:
         self.now = SECOND
-        self.near, self.far = pair(rows=rows, ring=ring, half_open=half_open)
+        self.near, self.far = self.ends(rows, ring, half_open)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.listener.setblocking(False)
         self.port = self.listener.getsockname()[1]
@@ -78,6 +80,10 @@ class Bench:
         self.exit = Side(self.far, policy=Policy.parse(policy) if policy else None, resolver=Resolver(2, lookup))
         self.carry = 1 << 20
         self._open: list[socket.socket] = []
+
+    def ends(self, rows: int, ring: int, half_open: int) -> Any:
+        """Both ends of the streams between the edges."""
+        return pair(rows=rows, ring=ring, half_open=half_open)
 
     def open_circuit(self, isolation: bytes, host: str, port: int) -> int | Refused | None:
         self.asked.append((isolation, host, port))
@@ -168,9 +174,11 @@ class Bench:
         assert self.read(app, 12) == b"\5\0" + b"\5\0\0\1" + bytes(6)
         return app
 
-    def tunnel(self) -> tuple[socket.socket, socket.socket]:
-        """An application and its target, connected."""
+    def tunnel(self, receive_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
+        """An application and its target, connected; with a size, the kernel holds that little of what is not read."""
         server, port = self.target()
+        for listener in (server, self.listener) if receive_buffer else ():
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         app = self.connect(port)
         return app, self.accept(server)
 
@@ -196,8 +204,8 @@ def socks_request(host: str, port: int) -> bytes:
 
 
 @contextlib.contextmanager
-def bench(**options) -> Iterator[Bench]:
-    made = Bench(**options)
+def bench(kind: type[Bench] = Bench, **options) -> Iterator[Any]:
+    made = kind(**options)
     try:
         yield made
     finally:

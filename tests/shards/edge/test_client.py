@@ -8,7 +8,7 @@ from shards.edge import client as client_edge
 from shards.edge.client import Greeter, Opening, Waiting
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused, isolation_key
-from tests.shards.edge.bench import bench, reset, silent_port, socks_request
+from tests.shards.edge.bench import Side, bench, reset, silent_port, socks_request
 
 
 def test_a_request_waits_for_a_circuit(net):
@@ -231,3 +231,23 @@ def test_a_turn_accepts_only_so_many(monkeypatch):
         assert net.client.edge.client.count(Greeter) == 3
         net.rest(5)
         assert net.client.edge.client.count(Greeter) == 10
+
+
+def test_workers_share_a_listener_and_one_may_be_gone():
+    with bench() as one:
+        near, _far = one.ends(16, 4096, 32)
+        other = Side(near, listeners=[one.listener], open_circuit=one.open_circuit, max_clients=16)
+        apps = [one.application() for _ in range(20)]
+        for app in apps:
+            app.send(b"\5\1\0")
+
+        def greeted() -> int:
+            other.turn(one.now)
+            return one.client.edge.client.count(Greeter) + other.edge.client.count(Greeter)
+
+        one.until(lambda: greeted() == 20)
+        other.edge.close(one.now)
+        other.epoll.close()
+        late = one.application()
+        late.send(b"\5\1\0")
+        assert one.read(late, 2) == b"\5\0"

@@ -10,6 +10,7 @@ import pytest
 
 from shards.edge.request import isolation_key
 from tests.shards.edge.bench import Bench, bench
+from tests.shards.edge.real import RealBench
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 
@@ -61,9 +62,9 @@ def curl(net: Bench, *arguments: str, give: bytes = b"") -> tuple[int, bytes]:
         return process.returncode, found[0]
 
 
-@pytest.fixture
-def wide():
-    with bench(ring=1 << 16) as made:
+@pytest.fixture(params=[Bench, RealBench])
+def wide(request):
+    with bench(request.param, ring=1 << 16) as made:
         yield made
 
 

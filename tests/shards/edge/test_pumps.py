@@ -66,7 +66,7 @@ def test_a_request_and_everything_at_once_then_end_of_file(net):
 
 
 def test_a_reader_that_stops_pushes_back_and_goes_on(net, rng):
-    app, target = net.tunnel()
+    app, target = net.tunnel(1 << 16)
     data = rng.randbytes(20_000_000)
     sent = 0
     for _ in range(3000):

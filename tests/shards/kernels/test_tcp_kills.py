@@ -14,7 +14,7 @@ from nyx.stream.columns import STREAM
 from shards.kernels import tcp
 
 RING = 1 << 14
-KILLS = 60
+KILLS = 30
 REPAIRED = 0  # words of the shared report
 LIVES = 1
 
