@@ -16,11 +16,23 @@ from nyx.crypto.scratch import new_scratch
 from nyx.link.seal import open_packets
 from nyx.onion.layer import BACKWARD, FORWARD, tweak_bytes
 from nyx.wire.codes import Drop
-from nyx.wire.geometry import LINK_PAYLOAD_SIZE, PACKET_LENGTH, PACKET_PATH, PACKET_PAYLOAD, PACKET_SIZE, PACKET_TYPE
+from nyx.wire.geometry import (
+    CID_SIZE,
+    LINK_PAYLOAD_SIZE,
+    PACKET_LENGTH,
+    PACKET_NUMBER,
+    PACKET_PATH,
+    PACKET_PAYLOAD,
+    PACKET_SIZE,
+    PACKET_TYPE,
+)
+from shards import messages
 from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells, wrap_cells
 from shards.kernels.route import count_codes, find_sessions, sort_packets
 from shards.outbox import Outbox
 from shards.pool import Pool
+from shards.ring import KIND_SHIFT, SLOT_MASK, Rings
+from shards.steer import worker_of
 from shards.tables import Table
 from shards.udp import BATCH, Udp
 
@@ -28,11 +40,12 @@ Words = NDArray[np.int64]
 
 
 class Control(NamedTuple):
-    """A packet of a live session that is not a data cell: session row, header bytes 12 and 13, payload of 1228 bytes."""
+    """A packet of a live session that is not a data cell: session row, header bytes 12 and 13, low packet number, 1228 bytes."""
 
     row: int
     header: int
     path: int
+    number: int
     payload: bytes
 
 
@@ -46,20 +59,38 @@ class Stranger(NamedTuple):
 class Batch:
     """The vectors of one batch and the kernel calls over them. `drops` counts by `Drop` code."""
 
-    def __init__(self, columns: Columns, pool: Pool, udp: Udp, sessions: Table, circuits: Table, connections: int) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        pool: Pool,
+        udp: Udp,
+        rings: Rings,
+        multiplier: int,
+        sessions: Table,
+        circuits: Table,
+        connections: int,
+        statistics: Words,
+    ) -> None:
         self._columns = columns
         self._pool = pool
-        self._udp = udp
+        self.udp = udp
+        self._rings = rings
+        self._multiplier = multiplier
         self._sessions = sessions
         self._circuits = circuits
         self.scratch: NDArray[np.uint8] = new_scratch()
         self.outbox = Outbox(columns, pool, udp, self.scratch)
         self.drops: Words = np.zeros(len(Drop), np.int64)
+        self.statistics = statistics
         self.circuit_of: Words = np.zeros(connections, np.int64)  # connection row -> circuit row + 1
         self.frames: Words = np.zeros(BATCH, np.int64)
         self.connections: Words = np.zeros(BATCH, np.int64)
         self.sequences: Words = np.zeros(BATCH, np.int64)
         self.ended = 0
+        self.relayed = self.handed_over = self.taken_over = self.ring_full = 0
+        self._slots = udp.slots
+        self._messages: list[dict[str, Any]] = []
+        self._handed: Words = np.zeros(BATCH, np.int64)
         self._rows: Words = np.zeros(BATCH, np.int64)
         self._codes: Words = np.zeros(BATCH, np.int64)
         self._cells: Words = np.zeros(BATCH, np.int64)
@@ -80,22 +111,47 @@ class Batch:
         Afterwards `frames`, `connections`, `sequences`[:ended] are the opened cells, `control()` and `strangers()` the rest;
         the caller reads them all, then calls `release`.
         """
+        self._slots = self.udp.slots
+        return self._open(self.udp.receive(), now)
+
+    def take_over(self, now: int) -> int:
+        """The same with packets that other workers received for this one. Their strangers have no address and are dropped."""
+        pool, rings, n = self._pool, self._rings, 0
+        rings.reclaim(pool)
+        for other in rings.others:
+            for k in range(rings.take(other, BATCH - n)):
+                descriptor = int(rings.taken[k])
+                at = (descriptor & SLOT_MASK) * PACKET_SIZE
+                packet = pool.packets[at : at + PACKET_SIZE]
+                if descriptor >> KIND_SHIFT == messages.KIND_MESSAGE:
+                    self._messages.append(messages.decode(packet.tobytes()))
+                    packet[:] = 0
+                elif len(slot := pool.take(1)):
+                    mine = int(slot[0]) * PACKET_SIZE
+                    pool.packets[mine : mine + PACKET_SIZE] = packet
+                    self._handed[n] = slot[0]
+                    n += 1
+            rings.done(other)
+        self.taken_over += n
+        self._slots = self._handed
+        return self._open(n, now)
+
+    def _open(self, n: int, now: int) -> int:
         pool, sessions, table = self._pool, self._columns["sessions"], self._sessions
+        self._n = n
         self.ended = self._n_control = 0
-        self._n = n = self._udp.receive()
         self._counts[:] = 0
         if not n:
             return 0
-        slots = self._udp.slots
-        known = find_sessions(pool.packets, slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
+        known = find_sessions(pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
         if known:
             windows = self._columns["session_windows"]
-            open_packets(pool.packets, slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
+            open_packets(pool.packets, self._slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
             self._sort(n, now)
         return n
 
     def _sort(self, n: int, now: int) -> None:
-        pool, slots, counts = self._pool, self._udp.slots, self._counts
+        pool, slots, counts = self._pool, self._slots, self._counts
         sort_packets(
             pool.packets,
             slots,
@@ -119,33 +175,47 @@ class Batch:
     def _process(self, cells: int, now: int) -> None:
         columns, table, out = self._columns, self._circuits, self.outbox
         process_cells(
-            self._pool.packets, self._udp.slots, self._rows, self._cells, cells, now, columns["sessions"],
+            self._pool.packets, self._slots, self._rows, self._cells, cells, now, columns["sessions"],
             table.keys, table.values, table.multiplier, columns["circuits"], columns["layer_keys"], columns["cell_windows"],
             columns["filter"], columns["filter_table"], self._tweaks, self.scratch,
             out.slots, out.rows, out.n, self.frames, self.connections, self.sequences, self._done, self._counts, self.drops,
         )  # fmt: skip
         out.n += int(self._counts[COUNT_OUT])
+        self.relayed += int(self._counts[COUNT_OUT])
         self.ended = int(self._counts[COUNT_ENDED])
 
     def control(self) -> Iterator[Control]:
         """The packets that carry link frames, builds or answers; each slot is given back as it is read."""
-        packets, slots = self._pool.packets, self._udp.slots
+        packets, slots = self._pool.packets, self._slots
         for k in range(self._n_control):
             i = int(self._control[k])
             at = int(slots[i]) * PACKET_SIZE
             body = packets[at + PACKET_PAYLOAD : at + PACKET_PAYLOAD + LINK_PAYLOAD_SIZE].tobytes()
-            found = Control(int(self._rows[i]), int(packets[at + PACKET_TYPE]), int(packets[at + PACKET_PATH]), body)
+            number = int.from_bytes(packets[at + PACKET_NUMBER : at + PACKET_PAYLOAD].tobytes(), "big")
+            found = Control(int(self._rows[i]), int(packets[at + PACKET_TYPE]), int(packets[at + PACKET_PATH]), number, body)
             self._pool.give(slots[i : i + 1])
             yield found
 
     def strangers(self) -> Iterator[Stranger]:
-        """The packets of unknown CIDs; each slot is given back as it is read."""
-        packets, slots = self._pool.packets, self._udp.slots
+        """The packets of unknown CIDs; each slot is given back as it is read, or handed to the worker whom the CID names."""
+        if self._n == 0:
+            return
+        packets, slots = self._pool.packets, self._slots
         for i in np.flatnonzero(self._rows[: self._n] < 0):
             at = int(slots[i]) * PACKET_SIZE
-            found = Stranger(packets[at : at + PACKET_SIZE].tobytes(), self._udp.source(int(i)))
-            self._pool.give(slots[i : i + 1])
-            yield found
+            owner = worker_of(packets[at : at + CID_SIZE].tobytes(), self._multiplier, self._rings.workers)
+            if owner == self._rings.me and slots is self.udp.slots:
+                found = Stranger(packets[at : at + PACKET_SIZE].tobytes(), self.udp.source(int(i)))
+                self._pool.give(slots[i : i + 1])
+                yield found
+            elif owner == self._rings.me:
+                self.drops[Drop.UNKNOWN_CID] += 1
+                self._pool.give(slots[i : i + 1])
+            elif self._rings.push(owner, slots[i : i + 1], 1):
+                self.handed_over += 1
+            else:
+                self.ring_full += 1
+                self._pool.give(slots[i : i + 1])
 
     def release(self) -> None:
         """Give back the slots of cells that ended here or went no further."""
@@ -167,18 +237,39 @@ class Batch:
         out.rows[out.n : out.n + n] = self._wrapped[:n]
         out.n += n
 
-    def send_control(self, row: int, header: int, path: int, length: int, payload: bytes) -> bool:
-        """Queue one packet that is not a data cell; False when no slot is free."""
-        slot = self._pool.take(1)
-        if not len(slot) or not self.outbox.room:
-            self._pool.give(slot)
-            return False
-        at = int(slot[0]) * PACKET_SIZE
+    @property
+    def may_send_control(self) -> bool:
+        """Whether one more packet can be queued."""
+        return self._pool.free_count > 0 and self.outbox.room > 0
+
+    def send_control(self, row: int, header: int, path: int, payload: bytes) -> None:
+        """Queue one packet that is not a data cell; only while `may_send_control`."""
+        slot = int(self._pool.take(1)[0])
+        at = slot * PACKET_SIZE
         packet: NDArray[Any] = self._pool.packets[at : at + PACKET_SIZE]
         packet[PACKET_TYPE] = header
         packet[PACKET_PATH] = path
-        packet[PACKET_LENGTH] = length >> 8
-        packet[PACKET_LENGTH + 1] = length & 0xFF
+        packet[PACKET_LENGTH] = LINK_PAYLOAD_SIZE >> 8
+        packet[PACKET_LENGTH + 1] = LINK_PAYLOAD_SIZE & 0xFF
         packet[PACKET_PAYLOAD : PACKET_PAYLOAD + LINK_PAYLOAD_SIZE] = np.frombuffer(payload, np.uint8)
-        self.outbox.add(int(slot[0]), row)
-        return True
+        self.outbox.add(slot, row)
+
+    # ------------------------------------------------------------ other workers
+
+    def post(self, worker: int, message: dict[str, Any]) -> bool:
+        """Tell another worker of this node something; False when its ring or our pool is full."""
+        slot = self._pool.take(1)
+        if not len(slot):
+            return False
+        at, body = int(slot[0]) * PACKET_SIZE, messages.encode(message)
+        self._pool.packets[at : at + len(body)] = np.frombuffer(body, np.uint8)
+        descriptor = np.array([int(slot[0]) | messages.KIND_MESSAGE << KIND_SHIFT], np.int64)
+        if self._rings.push(worker, descriptor, 1):
+            return True
+        self._pool.give(slot)
+        return False
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What other workers told us since the last call."""
+        found, self._messages = self._messages, []
+        return found

@@ -5,14 +5,13 @@ problem stands on stderr, and nothing has been started. stdout carries one line,
 """
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from nyx import __version__
 from nyx.config import Config, load
@@ -21,7 +20,6 @@ from nyx.crypto.keys import StaticKeys
 from nyx.errors import ConfigError, NyxError
 from nyx.files import private_folder
 from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
-from nyx.path.policy import Policy
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 SYSTEM_FILE: Final = Path("/etc/nyx/nyx.toml")
@@ -70,10 +68,6 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     except ConfigError as error:
         problems += error.problems
     try:
-        Policy.parse(config.exit.policy)
-    except ConfigError as error:
-        problems += error.problems
-    try:
         pin = config.pin_file if config.pin_file.exists() or (write and not problems) else None
         directory = FileDirectory(config.directory.file, config.directory.signers, config.directory.threshold, pin)
         snapshot = directory.snapshot(int(time.time()))
@@ -88,16 +82,16 @@ def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: boo
     """Load the kernels and supervise. The imports are here: a mistake in the configuration is told without loading a compiler."""
     from shards.kernels import prepare
     from shards.supervisor import Plan, Supervisor
+    from shards.worker import worker_columns, worker_main
 
     prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
-    worker: Any = importlib.import_module("shards.worker")
     plan = Plan(
         config=checked.config,
         config_file=file.absolute(),
         keys=checked.keys,
         snapshot=checked.snapshot,
-        main=worker.worker_main,
-        columns=worker.worker_columns(checked.config),
+        main=worker_main,
+        columns=worker_columns(checked.config),
         control=[sys.executable, "-m", "control.process"],
         entropy=os.urandom,
         wall=int(time.time()),

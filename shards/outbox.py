@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Columns
 from nyx.link.seal import seal_packets
+from nyx.wire.geometry import CID_SIZE, PACKET_SIZE
 from shards.kernels.route import group_by_session
 from shards.pool import Pool
 from shards.udp import Udp
@@ -62,13 +63,24 @@ class Outbox:
         if self.n:
             if self.n > 1:
                 group_by_session(self.slots, self.rows, self.n, self._spare_slots, self._spare_rows)
-            seal_packets(self._pool.packets, self.slots, self.rows, self.n, self._sessions, now, self._scratch)
+            if seal_packets(self._pool.packets, self.slots, self.rows, self.n, self._sessions, now, self._scratch):
+                self._drop_wiped()
             end = self._sealed + self.n
             self._sealed_slots[self._sealed : end] = self.slots[: self.n]
             self._sealed_rows[self._sealed : end] = self.rows[: self.n]
             self._sealed = end
             self.n = 0
         return self._send() if self._sealed else 0
+
+    def _drop_wiped(self) -> None:
+        """Packets whose session ended under them were wiped instead of sealed: they are all zero, and never leave."""
+        packets = self._pool.packets.reshape(-1, PACKET_SIZE)
+        kept = packets[self.slots[: self.n], :CID_SIZE].any(axis=1)
+        self._pool.give(self.slots[: self.n][~kept].copy())
+        left = int(kept.sum())
+        self.slots[:left] = self.slots[: self.n][kept]
+        self.rows[:left] = self.rows[: self.n][kept]
+        self.n = left
 
     def _send(self) -> int:
         taken = self._udp.send(self._sealed_slots, self._sealed_rows, self._sealed, self._sessions)

@@ -107,8 +107,8 @@ def _arrive(pool: Any, at: Int, row: Int, circuits: Any, commits: Int, keys: Any
 
 
 @kernel(
-    "i8", "u1[]", "i8[]", "i8[]", "i8[]", "i8", "i8", SESSION, "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]", "u1[]",
-    "u1[]", "i8[]", "i8[]", "i8", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
+    "i8", "u1[]", "i8[]", "i8[]", "i8[]", "i8", "i8", SESSION, "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]",
+    "u1[]", "u1[]", "i8[]", "i8[]", "i8", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
 )  # fmt: skip
 def process_cells(
     pool: Any, slots: Any, rows: Any, cells: Any, n: Int, now: Int, sessions: Any,

@@ -62,8 +62,8 @@ class Node:
         c, t = self.columns, self.table
         process_cells(
             self.pool, slots, rows, cells, len(slots), now, c["sessions"], t.keys, t.values, t.multiplier, c["circuits"],
-            c["layer_keys"], c["cell_windows"], c["filter"], c["filter_table"], TWEAKS, new_scratch(), self.out_slots, self.out_rows, 0,
-            self.frames, self.connections, self.sequences, self.done, self.counts, self.drops,
+            c["layer_keys"], c["cell_windows"], c["filter"], c["filter_table"], TWEAKS, new_scratch(),
+            self.out_slots, self.out_rows, 0, self.frames, self.connections, self.sequences, self.done, self.counts, self.drops,
         )  # fmt: skip
         return int(self.counts[COUNT_OUT]), int(self.counts[COUNT_ENDED]), int(self.counts[COUNT_DONE])
 
@@ -148,6 +148,7 @@ def test_a_flipped_bit_at_any_hop_delivers_nothing(chain, rng, hop):
     for trial in range(24):
         cell(chain[0], 0, trial, rng)
         chain[0].wrap([0])
+        result = (0, 0, 0)
         for at, node in enumerate(chain[1:], 1):
             if at == hop:
                 bit = rng.randrange(1224 * 8)

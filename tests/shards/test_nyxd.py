@@ -99,16 +99,22 @@ def test_all_mistakes_of_the_file_are_told(home: Home, capsys: pytest.CaptureFix
     assert "above the range 1 to 4" in err[1]
 
 
-def test_mistakes_of_keys_directory_and_policy_are_told_together(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_keys_and_directory_are_told_together(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     (home.folder / "keys").unlink()
     home.directory.unlink()
+    code, _, err = run(home, capsys=capsys)
+    assert code == 78
+    assert len(err) == 2
+    assert "there are no keys" in err[0]
+    assert "directory missing" in err[1]
+
+
+def test_a_mistake_in_the_exit_policy_is_told_with_its_line(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     home.file.write_text(home.text + '[exit]\npolicy = ["accept nowhere:80"]\n')
     code, _, err = run(home, capsys=capsys)
     assert code == 78
-    assert len(err) == 3
-    assert "there are no keys" in err[0]
-    assert "nowhere" in err[1]
-    assert "directory missing" in err[2]
+    assert "exit.policy" in err[0]
+    assert "nowhere" in err[0]
 
 
 @pytest.mark.parametrize("fault", ["expired", "not yet valid", "altered", "malformed"])

@@ -78,7 +78,12 @@ def echo_under_kills(columns, app: socket.socket, fd: int, rng) -> int:
 
 def test_killed_workers_lose_nothing(rng):
     byte = np.dtype(np.uint8)
-    layout = [Column("streams", STREAM, 1), Column("tx", byte, RING), Column("rx", byte, RING), Column("report", np.dtype(np.int64), 2)]
+    layout = [
+        Column("streams", STREAM, 1),
+        Column("tx", byte, RING),
+        Column("rx", byte, RING),
+        Column("report", np.dtype(np.int64), 2),
+    ]
     memory = mmap.mmap(-1, offsets(layout)[1])
     columns = view(layout, memory)
     with socket.create_server(("127.0.0.1", 0)) as server:

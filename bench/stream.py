@@ -1,0 +1,191 @@
+"""One stream through 1, 2, 3 and 5 hops, with raw TCP beside it in the same run.
+
+Every process shares this machine's cores: the figures are what one machine carries in all, not what a link could. Prints
+Mbps of application bytes, the ratio to raw TCP, first byte on a warm circuit, CPU-nanoseconds per application packet (1198
+bytes) by role, and PSS by process. `--json` prints the same as JSON.
+
+    python -m bench.stream [--hops 1,2,3,5] [--mib 256] [--rounds 3] [--json]
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from bench.network import Network, running_network
+from nyx.wire.geometry import STREAM_DATA_MAX
+
+BASE_PORT: Final = 43380
+_BLOCK: Final = os.urandom(1 << 20)
+_TICK: Final = os.sysconf("SC_CLK_TCK")
+
+
+def source() -> tuple[int, int]:
+    """Fork a server that sends to each connection as many bytes as its first 8 bytes ask for. Returns (pid, port)."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    port = int(listener.getsockname()[1])
+    pid = os.fork()
+    if pid:
+        listener.close()
+        return pid, port
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            with connection:
+                (left,) = struct.unpack(">Q", connection.recv(8, socket.MSG_WAITALL))
+                while left:
+                    left -= connection.send(_BLOCK[: min(left, len(_BLOCK))])
+                connection.recv(1)
+            os._exit(0)
+        connection.close()
+
+
+def connect(port: int, proxy: int | None) -> socket.socket:
+    """A connection to the source, direct or by SOCKS5."""
+    stream = socket.create_connection(("127.0.0.1", proxy or port), timeout=60)
+    if proxy:
+        stream.sendall(b"\x05\x01\x00")
+        stream.recv(2, socket.MSG_WAITALL)
+        stream.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + struct.pack(">H", port))
+        reply = stream.recv(10, socket.MSG_WAITALL)
+        if reply[1] != 0:
+            raise RuntimeError(f"the proxy answered {reply[1]}")
+    return stream
+
+
+def transfer(port: int, proxy: int | None, size: int) -> float:
+    """Seconds from the request to the last of `size` bytes."""
+    with connect(port, proxy) as stream:
+        start = time.perf_counter()
+        stream.sendall(struct.pack(">Q", size))
+        buffer, got = bytearray(1 << 20), 0
+        while got < size:
+            count = stream.recv_into(buffer)
+            if count == 0:
+                raise RuntimeError(f"the stream ended after {got} of {size} bytes")
+            got += count
+        return time.perf_counter() - start
+
+
+def first_byte(port: int, proxy: int | None) -> float:
+    """Milliseconds from opening the connection to the first byte of the answer."""
+    start = time.perf_counter()
+    with connect(port, proxy) as stream:
+        stream.sendall(struct.pack(">Q", 1))
+        stream.recv(1)
+        return 1e3 * (time.perf_counter() - start)
+
+
+# ---------------------------------------------------------------- what the processes used
+
+
+def children(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found.extend(children(int(child)))
+    return found
+
+
+def processes(network: Network) -> dict[int, str]:
+    """Pid -> "node role" of every process of the network."""
+    found = {}
+    for node in network.nodes():
+        for pid in children(int(node["pid"])):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            found[pid] = f"{'client' if node['role'] == 'client' else 'relay'} {title.removeprefix('nyxd: ').split(' (')[0]}"
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def pss_kib(pid: int) -> int:
+    """Proportional set size."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def measure(hops: int, size: int, rounds: int, port: int) -> dict[str, Any]:
+    """Rounds of raw TCP and Nyx in turn over one network of this path length."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--hops", str(hops), "--relays", str(max(4, hops)))
+        with running_network(Path(folder) / "net", BASE_PORT, *options) as network:
+            transfer(port, network.proxy_port, min(size, 16 << 20))
+            names = processes(network)
+            raw, nyx, used = [], [], dict.fromkeys(names.values(), 0.0)
+            for _ in range(rounds):
+                raw.append(size * 8e-6 / transfer(port, None, size))
+                before = {pid: cpu_seconds(pid) for pid in names}
+                nyx.append(size * 8e-6 / transfer(port, network.proxy_port, size))
+                for pid, name in names.items():
+                    used[name] += cpu_seconds(pid) - before[pid]
+            first = [first_byte(port, network.proxy_port) for _ in range(20)]
+            packets = rounds * size / STREAM_DATA_MAX
+            memory: dict[str, list[int]] = {}
+            for pid, name in names.items():
+                memory.setdefault(name, []).append(pss_kib(pid))
+    return {
+        "hops": hops,
+        "raw_tcp_mbps": statistics.median(raw),
+        "nyx_mbps": statistics.median(nyx),
+        "nyx_mbps_rounds": nyx,
+        "ratio": statistics.median(n / r for n, r in zip(nyx, raw, strict=True)),
+        "first_byte_ms": {"median": statistics.median(first), "worst": max(first)},
+        "cpu_ns_per_packet": {name: 1e9 * seconds / packets for name, seconds in sorted(used.items())},
+        "cpu_seconds_per_gb": sum(used.values()) / (rounds * size / 1e9),
+        "pss_mib": {name: round(statistics.mean(v) / 1024, 1) for name, v in sorted(memory.items())},
+        "pss_mib_all": round(sum(map(sum, memory.values())) / 1024, 1),
+    }
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print one path length as text."""
+    first = result["first_byte_ms"]
+    print(
+        f"{result['hops']} hops  {result['nyx_mbps']:7.0f} Mbps  raw TCP {result['raw_tcp_mbps']:7.0f}  "
+        f"ratio {result['ratio']:.3f}  first byte {first['median']:.2f} ms (worst {first['worst']:.2f})  "
+        f"{result['cpu_seconds_per_gb']:.1f} CPU-s/GB  PSS {result['pss_mib_all']} MiB"
+    )
+    for name, cost in result["cpu_ns_per_packet"].items():
+        print(f"    {name:24} {cost:8.0f} ns a packet   PSS {result['pss_mib'][name]:6.1f} MiB a process")
+
+
+def main() -> None:
+    """Run as the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hops", default="1,2,3,5")
+    parser.add_argument("--mib", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    pid, port = source()
+    results = []
+    try:
+        for hops in map(int, options.hops.split(",")):
+            results.append(measure(hops, options.mib << 20, options.rounds, port))
+            if not options.json:
+                report(results[-1])
+                sys.stdout.flush()
+    finally:
+        os.kill(pid, 15)
+        os.waitpid(pid, 0)
+    if options.json:
+        print(json.dumps({"schema": "nyx.bench.stream", "version": 1, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

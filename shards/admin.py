@@ -1,0 +1,126 @@
+"""Answers to the control process: what this worker is doing, in the words of `nyx/wire/admin.py`.
+
+Place on a packet's way: none. The channel is never waited for: a full one (the control process is dead or slow) loses the answer.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from nyx.crypto.suites import SUITE_AEGIS128L
+from nyx.errors import RemoteProtocolError
+from nyx.wire import admin
+from nyx.wire.codes import DestroyReason
+from shards.link import Link, LinkState
+from shards.tables import LIVE, ROLE_CLIENT
+
+if TYPE_CHECKING:
+    from shards.worker import Worker
+
+SECOND: Final = 1_000_000_000
+_REQUESTS_PER_TURN: Final = 16
+_STATES: Final = {LinkState.HANDSHAKE: "handshake", LinkState.KEYING: "handshake", LinkState.UP: "up", LinkState.OLD: "up"}
+
+
+class Admin:
+    """One worker's end of the channel."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._channel = worker.context.control
+        self._channel.setblocking(False)  # noqa: FBT003 (the standard library's form)
+        self._started = time.monotonic()
+
+    def on_readable(self, now: int) -> None:
+        """Answer what was asked."""
+        for _ in range(_REQUESTS_PER_TURN):
+            try:
+                message = self._channel.recv(admin.MESSAGE_MAX)
+            except (BlockingIOError, ConnectionError):
+                return
+            if not message:
+                return
+            try:
+                request = admin.decode_request(message)
+            except RemoteProtocolError:
+                continue
+            self._send(self._answer(request, now))
+
+    def _send(self, messages: Iterable[bytes]) -> None:
+        for message in messages:
+            try:
+                self._channel.send(message)
+            except OSError:
+                return
+
+    def _answer(self, request: admin.Request, now: int) -> Iterable[bytes]:
+        worker, index = self._worker, self._worker.context.index
+        if request.op is admin.Op.PING:
+            return [admin.Answer(request.id, {"worker": index, "pid": os.getpid()}).encode()]
+        if request.op is admin.Op.STATUS:
+            return [admin.Answer(request.id, self._status()).encode()]
+        if request.op is admin.Op.CIRCUITS:
+            return admin.answer_rows(request.id, "circuits", [{**row, "worker": index} for row in worker.desk.describe(now)])
+        if request.op is admin.Op.STREAMS:
+            return admin.answer_rows(request.id, "streams", self._streams(now, show=bool(request.args.get("show_targets"))))
+        if request.op is admin.Op.PEERS:
+            return admin.answer_rows(request.id, "peers", [self._peer(link) for link in worker.links.all()])
+        return [self._close(request).encode()]
+
+    def _status(self) -> dict[str, Any]:
+        worker = self._worker
+        clients = worker.desk.clients
+        ready = clients.ready if clients else 0
+        stage = "ready" if clients is None or ready else "circuits" if worker.links.count_up else "links"
+        warnings = [clients.warning] if clients and clients.warning and not ready else []
+        return {
+            "worker": worker.context.index,
+            "pid": os.getpid(),
+            "stage": stage,
+            "uptime": time.monotonic() - self._started,
+            "links": worker.links.count_up,
+            "circuits": worker.desk.rows.live,
+            "circuits_ready": ready,
+            "streams": int(np.count_nonzero(worker.context.columns["streams"]["state"])),
+            "warnings": warnings,
+        }
+
+    def _streams(self, now: int, *, show: bool) -> list[Mapping[str, Any]]:
+        circuit_of = self._worker.batch.circuit_of
+        found: list[Mapping[str, Any]] = []
+        for row in self._worker.edge.stream_rows(now, show):
+            connection = row.pop("connection", None)
+            circuit = int(circuit_of[connection]) - 1 if connection is not None else -1
+            found.append({**row, "worker": self._worker.context.index, "circuit": circuit if circuit >= 0 else None})
+        return found
+
+    def _peer(self, link: Link) -> dict[str, Any]:
+        rows = [self._worker.context.columns["sessions"][row] for row in link.sessions.values()]
+        node = self._worker.context.snapshot.by_id(link.node) if link.node else None
+        suite = {0: None, SUITE_AEGIS128L: "aegis128l"}.get(link.suite, "chacha20poly1305")
+        rtts = [channel.srtt for channel in link.channels.values()]
+        return {
+            "node": link.node.hex() if link.node else None,
+            "alias": node.alias if node else None,
+            "worker": self._worker.context.index,
+            "initiator": link.initiator,
+            "state": _STATES.get(link.state, "closing"),
+            "sessions": len(rows),
+            "suite": suite,
+            "rtt": min(rtts) / 1e6 if rtts else None,
+            "packets_in": sum(int(row["packets_in"]) for row in rows),
+            "packets_out": sum(int(row["packets_out"]) for row in rows),
+        }
+
+    def _close(self, request: admin.Request) -> admin.Answer:
+        rows = self._worker.desk.rows.rows
+        number = request.args.get("circuit")
+        if type(number) is not int or not 0 <= number < len(rows) or int(rows[number]["state"]) != LIVE:
+            return admin.Answer(request.id, error=f"no circuit {number} at worker {self._worker.context.index}")
+        if int(rows[number]["role"]) != ROLE_CLIENT:
+            return admin.Answer(request.id, error=f"circuit {number} is not this node's own")
+        self._worker.desk.end_row(number, DestroyReason.NONE)
+        return admin.Answer(request.id, {"closed": True})

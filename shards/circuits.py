@@ -1,0 +1,156 @@
+"""The circuits of one worker: allocating rows, joining the links on both sides, closing.
+
+Place on a packet's way: none; it writes what the kernels of a batch look up. The columns are the truth; the lookup table and
+the free list are derived from them when a worker starts. Source: docs/protocol.md, "Circuit build" (circuit ids).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.columns import Columns
+from nyx.wire.geometry import LAYER_KEY_MAX
+from shards.tables import BACK, BUILDING, FORTH, FREE, KEYS_PER_CIRCUIT, LIVE, WINDOW_WORDS, Table, circuit_key
+
+Entropy = Callable[[int], bytes]
+LayerKeys = tuple[bytes, bytes]  # of one hop: forth, back
+
+_CHOSEN_BY_RESPONDER: Final = 1 << 31
+_ID_TRIES: Final = 64
+
+
+class Leg(NamedTuple):
+    """One side of a circuit: the link's row, the session row on it and the circuit's id there."""
+
+    link: int
+    session: int
+    circuit_id: int
+
+
+class CircuitRows:
+    """The rows of the circuit columns, and the table that finds them."""
+
+    def __init__(self, columns: Columns, table: Table, entropy: Entropy) -> None:
+        self.rows: NDArray[Any] = columns["circuits"]
+        self._keys: NDArray[np.uint8] = columns["layer_keys"]
+        self._windows: NDArray[np.uint64] = columns["cell_windows"]
+        self._sessions: NDArray[Any] = columns["sessions"]
+        self._table = table
+        self._entropy = entropy
+        self._reserved: set[int] = set()  # keys of circuit ids that are promised to builds
+        self._free = [int(row) for row in np.flatnonzero(self.rows["state"] == FREE)[::-1]]
+        for row in np.flatnonzero(self.rows["state"] == BUILDING):  # a build does not outlive its worker
+            self._wipe(int(row))
+
+    @property
+    def live(self) -> int:
+        """Rows in use."""
+        return len(self.rows) - len(self._free)
+
+    @property
+    def full(self) -> bool:
+        """Whether every row is in use."""
+        return not self._free
+
+    def take(self, role: int, now: int) -> int | None:
+        """A row for a circuit that is being built, or None when all are in use."""
+        if not self._free:
+            return None
+        row = self._free.pop()
+        circuit = self.rows[row]
+        circuit["role"] = role
+        circuit["created"] = circuit["last_used"] = now
+        circuit["state"] = BUILDING
+        return row
+
+    def new_id(self, link: int, initiator: bool) -> int:
+        """A circuit id for a leg that we choose: 31 random bits, the top bit says who chose; unused on this link."""
+        for _ in range(_ID_TRIES):
+            chosen = int.from_bytes(self._entropy(4), "big") & (_CHOSEN_BY_RESPONDER - 1)
+            circuit_id = chosen | (0 if initiator else _CHOSEN_BY_RESPONDER)
+            key = circuit_key(link, circuit_id)
+            if chosen and key not in self._reserved and self._table.find(key) < 0:
+                self._reserved.add(key)
+                return circuit_id
+        raise OverflowError("no free circuit id on this link")
+
+    def find(self, link: int, circuit_id: int) -> tuple[int, int] | None:
+        """Row and direction (in which a cell that arrives there travels) of a live circuit."""
+        found = self._table.find(circuit_key(link, circuit_id))
+        return (found >> 1, found & 1) if found >= 0 else None
+
+    def taken(self, link: int, circuit_id: int) -> bool:
+        """Whether this id is in use or promised on this link."""
+        key = circuit_key(link, circuit_id)
+        return key in self._reserved or self._table.find(key) >= 0
+
+    def install(
+        self, row: int, suite: int, keys: Sequence[LayerKeys], back: Leg | None, forth: Leg | None, connection: int | None = None
+    ) -> None:
+        """Write keys and legs into a row that `take` gave, and let cells pass."""
+        circuit = self.rows[row]
+        for hop, pair in enumerate(keys):
+            for direction, key in zip((FORTH, BACK), pair, strict=True):
+                at = row * KEYS_PER_CIRCUIT + (2 * hop + direction) * LAYER_KEY_MAX
+                self._keys[at : at + len(key)] = np.frombuffer(key, np.uint8)
+        circuit["suite"] = suite
+        circuit["hops"] = len(keys)
+        circuit["connection"] = 0 if connection is None else connection + 1
+        if back:
+            circuit["back_session"], circuit["back_id"] = back.session + 1, back.circuit_id
+        if forth:
+            circuit["forth_session"], circuit["forth_id"] = forth.session + 1, forth.circuit_id
+        circuit["state"] = LIVE
+        for leg, direction in ((back, FORTH), (forth, BACK)):
+            if leg:
+                self._table.put(circuit_key(leg.link, leg.circuit_id), 2 * row + direction)
+                self._reserved.discard(circuit_key(leg.link, leg.circuit_id))
+
+    def legs(self, row: int) -> tuple[Leg | None, Leg | None]:
+        """The sides towards the client and towards the last hop."""
+        circuit = self.rows[row]
+        return self._leg(circuit, "back"), self._leg(circuit, "forth")
+
+    def _leg(self, circuit: Any, side: str) -> Leg | None:
+        session = int(circuit[f"{side}_session"]) - 1
+        if session < 0:
+            return None
+        return Leg(int(self._sessions[session]["link"]), session, int(circuit[f"{side}_id"]))
+
+    def forget_id(self, link: int, circuit_id: int) -> None:
+        """Give a promised id back that no circuit came to use."""
+        self._reserved.discard(circuit_key(link, circuit_id))
+
+    def close(self, row: int) -> None:
+        """Forget the circuit: cells stop, keys and window are wiped, the row is free."""
+        for leg in self.legs(row):
+            if leg:
+                self._table.drop(circuit_key(leg.link, leg.circuit_id))
+        self._wipe(row)
+
+    def _wipe(self, row: int) -> None:
+        circuit = self.rows[row : row + 1]
+        circuit["state"] = BUILDING
+        if circuit[0]["cell_next"]:
+            self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS] = 0
+        self._keys[row * KEYS_PER_CIRCUIT : (row + 1) * KEYS_PER_CIRCUIT] = 0
+        circuit.view(np.uint8)[8:] = 0
+        circuit["state"] = FREE
+        self._free.append(row)
+
+    def on_link(self, link: int) -> list[tuple[int, int]]:
+        """Live rows with a leg on this link, each with the side: FORTH when it is the side towards the client."""
+        found: list[tuple[int, int]] = []
+        for row in np.flatnonzero(self.rows["state"] == LIVE):
+            back, forth = self.legs(int(row))
+            if back and back.link == link:
+                found.append((int(row), FORTH))
+            elif forth and forth.link == link:
+                found.append((int(row), BACK))
+        return found
+
+    def idle_since(self, before: int) -> list[int]:
+        """Live rows through which no cell has passed since `before` (ns)."""
+        return [int(row) for row in np.flatnonzero((self.rows["state"] == LIVE) & (self.rows["last_used"] < before))]

@@ -1,0 +1,283 @@
+"""The circuits that this node builds for its own applications: ahead of need, one isolation each, replaced as they age.
+
+Place on a packet's way: before it; an application's connection gets the stream connection of a circuit that is ready.
+A circuit serves one isolation key for its whole life, so streams of different credentials never share one. Circuits built
+ahead belong to nobody until the first stream. Source: docs/protocol.md, "Circuit build", "States of a circuit" (client).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.errors import NyxError, RemoteProtocolError
+from nyx.link.channel import CellReceived
+from nyx.onion.build import ClientBuild
+from nyx.path.directory import Node
+from nyx.path.guards import keep_guard
+from nyx.path.select import NoPathError, select_path
+from nyx.stats import Counter
+from nyx.wire.codes import DestroyReason
+from nyx.wire.geometry import BUILD_SLOTS
+from nyx.wire.packet import KIND_BUILD
+from shards.circuits import CircuitRows, Leg
+from shards.context import WorkerContext
+from shards.link import Link
+from shards.links import Links
+from shards.tables import ROLE_CLIENT
+
+SECOND: Final = 1_000_000_000
+HOP_LIMIT: Final = 2 * SECOND  # of a build, for each hop
+TAKES_STREAMS: Final = 600 * SECOND  # age after which a circuit takes no new stream
+BUILDS_AT_ONCE: Final = 8
+CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
+BACK_OFF_FIRST: Final = SECOND // 4
+BACK_OFF_MOST: Final = 15 * SECOND
+
+
+@dataclass(eq=False, slots=True)
+class OwnCircuit:
+    """One circuit of ours, from the first build cell to its end."""
+
+    path: list[Node]
+    created: int
+    due: int
+    row: int = -1
+    isolation: bytes | None = None  # None: belongs to nobody yet
+    build: ClientBuild | None = None
+    link: Link | None = None
+    leg: Leg | None = None
+    answers: dict[int, bytes] = field(default_factory=dict)
+    connection: int = -1
+    ready_at: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it carries streams."""
+        return self.connection >= 0
+
+
+class ClientCircuits:
+    """All own circuits of this worker.
+
+    `opened(row, session)` makes a stream connection, `streams_on(connection)` counts its streams, `announce(now)` tells the edge
+    that a circuit is ready, `end_row(row, reason)` closes one that was ready and comes back with `forget_row`.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        rows: CircuitRows,
+        links: Links,
+        suites: Sequence[int],
+        statistics: NDArray[np.int64],
+        opened: Callable[[int, int], int | None],
+        streams_on: Callable[[int], int],
+        announce: Callable[[int], None],
+        end_row: Callable[[int, DestroyReason], None],
+    ) -> None:
+        self._context = context
+        self._rows = rows
+        self._links = links
+        self._suites = suites
+        self._statistics = statistics
+        self._opened = opened
+        self._streams_on = streams_on
+        self._announce = announce
+        self._end_row = end_row
+        self._guard: bytes | None = None
+        self._all: list[OwnCircuit] = []
+        self._wanted: dict[bytes, int] = {}  # isolation keys that wait for a circuit -> until when
+        self._back_off = 0
+        self._not_before = 0
+        self._warning: str | None = None
+
+    # ------------------------------------------------------------ for streams
+
+    def connection_for(self, isolation: bytes, now: int) -> int | None:
+        """The stream connection for a new stream of this isolation key; None: not ready yet, a circuit is on its way."""
+        found = self._serving(isolation, now) or self._spare(now)
+        if found is None:
+            self._wanted[isolation] = now + 15 * SECOND
+            return None
+        found.isolation = isolation
+        self._wanted.pop(isolation, None)
+        return found.connection
+
+    def _serving(self, isolation: bytes, now: int) -> OwnCircuit | None:
+        young = [c for c in self._all if c.ready and c.isolation == isolation and now - c.ready_at < TAKES_STREAMS]
+        return min(young, key=lambda c: self._streams_on(c.connection), default=None)
+
+    def _spare(self, now: int) -> OwnCircuit | None:
+        return next((c for c in self._all if c.ready and c.isolation is None and now - c.ready_at < TAKES_STREAMS), None)
+
+    def hurry(self, now: int) -> bool:
+        """Whether somebody waits for a circuit that no build is under way for."""
+        return bool(self._wanted) and now >= self._not_before and len(self._wanted) > sum(not c.ready for c in self._all)
+
+    # ------------------------------------------------------------ keeping circuits ahead
+
+    def maintain(self, now: int, wall: int) -> None:
+        """Close what is over, start the builds that are missing; called once or more a second, and when a circuit is taken."""
+        for circuit in list(self._all):
+            if not circuit.ready and now >= circuit.due:
+                self._failed(circuit, now, "a circuit's build was not answered in time")
+            elif circuit.ready and now - circuit.ready_at > TAKES_STREAMS and self._streams_on(circuit.connection) == 0:
+                self.close(circuit, DestroyReason.NONE)
+        self._wanted = {key: until for key, until in self._wanted.items() if until > now}
+        if now < self._not_before:
+            return
+        spare = sum(c.isolation is None for c in self._all)
+        missing = self._context.config.path.circuits_ahead + len(self._wanted) - spare
+        building = sum(not c.ready for c in self._all)
+        for _ in range(min(missing, BUILDS_AT_ONCE - building, CIRCUITS_MAX - len(self._all))):
+            if not self._start(now, wall):
+                break
+
+    def _path(self, wall: int) -> list[Node]:
+        config, snapshot, entropy = self._context.config, self._context.snapshot, self._context.entropy
+        loopback = config.path.allow_loopback
+        if self._guard is None:
+            self._guard = keep_guard(Path(config.guard_file), snapshot, entropy, wall, allow_loopback=loopback).id
+        return select_path(snapshot, config.path.hops, entropy, self._guard, allow_loopback=loopback)
+
+    def _start(self, now: int, wall: int) -> bool:
+        try:
+            path = self._path(wall)
+        except (NoPathError, NyxError, OSError) as error:
+            self._warning = str(error)
+            self._later(now)
+            return False
+        circuit = OwnCircuit(path, now, now + HOP_LIMIT * (len(path) + 1))
+        self._all.append(circuit)
+        self._statistics[Counter.BUILDS_STARTED] += 1
+        self._links.want(path[0], lambda link: self._build(circuit, link, now, wall), now, wall)
+        return circuit in self._all
+
+    def _build(self, circuit: OwnCircuit, link: Link | None, now: int, wall: int) -> None:
+        if circuit not in self._all:
+            return
+        if link is None:
+            self._failed(circuit, now, "the first relay cannot be reached")
+            return
+        row = self._rows.take(ROLE_CLIENT, now)
+        if row is None:
+            self._failed(circuit, now, "every circuit row is in use: raise limits.circuits")
+            return
+        session = self._links.choose_session(link)
+        circuit.row, circuit.link = row, link
+        circuit.leg = Leg(link.row, session, self._rows.new_id(link.row, link.initiator))
+        common = set(self._suites).intersection(*(node.descriptor.layer_suites for node in circuit.path))
+        if not common:
+            self._failed(circuit, now, "the relays of a path have no layer suite in common with this node")
+            return
+        circuit.build = ClientBuild([node.public for node in circuit.path], max(common), self._context.entropy, wall)
+        for slot, cell in enumerate(circuit.build.cells):
+            if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit.leg.circuit_id, cell):
+                self._failed(circuit, now, "the control channel to the first relay is full")
+                return
+
+    def on_answer(self, link: Link, cell: CellReceived, now: int) -> bool:
+        """Take an answer cell of an own build; False when it is not one."""
+        circuit = self._find(link, cell.circuit)
+        if circuit is None or circuit.build is None or circuit.ready:
+            return False
+        circuit.answers.setdefault(cell.slot, cell.cell)
+        if len(circuit.answers) == BUILD_SLOTS:
+            self._finish(circuit, circuit.build, now)
+        return True
+
+    def _finish(self, circuit: OwnCircuit, build: ClientBuild, now: int) -> None:
+        assert circuit.leg is not None
+        try:
+            keys = build.finish([circuit.answers[slot] for slot in range(BUILD_SLOTS)])
+        except RemoteProtocolError:
+            self._failed(circuit, now, "a circuit's answers were wrong: a relay refused, or something was changed on the way")
+            return
+        connection = self._opened(circuit.row, circuit.leg.session)
+        if connection is None:
+            self._failed(circuit, now, "every stream connection is in use: raise limits.connections")
+            return
+        layers = [(hop.forward_key, hop.backward_key) for hop in keys.hops]
+        self._rows.install(circuit.row, keys.suite, layers, None, circuit.leg, connection)
+        circuit.connection = connection
+        circuit.ready_at = now
+        circuit.build = None
+        circuit.answers.clear()
+        self._back_off = 0
+        self._warning = None
+        self._statistics[Counter.BUILDS_READY] += 1
+        self._announce(now)
+
+    # ------------------------------------------------------------ ends
+
+    def _failed(self, circuit: OwnCircuit, now: int, why: str) -> None:
+        self._statistics[Counter.BUILDS_FAILED] += 1
+        self._warning = why
+        self._later(now)
+        self.close(circuit, DestroyReason.NONE)
+
+    def _later(self, now: int) -> None:
+        self._back_off = min(max(2 * self._back_off, BACK_OFF_FIRST), BACK_OFF_MOST)
+        self._not_before = now + self._back_off
+
+    def close(self, circuit: OwnCircuit, reason: DestroyReason, *, tell: bool = True) -> None:
+        """Forget an own circuit; the first relay is told unless it knows."""
+        if circuit not in self._all:
+            return
+        if circuit.ready:
+            self._end_row(circuit.row, reason)
+            return
+        self._all.remove(circuit)
+        if circuit.leg and circuit.link:
+            if tell and self._links.link_of(circuit.leg.session) is circuit.link:
+                self._links.send_destroy(circuit.link, circuit.leg.session, circuit.leg.circuit_id, reason)
+            self._rows.forget_id(circuit.leg.link, circuit.leg.circuit_id)
+            self._rows.close(circuit.row)
+
+    def _find(self, link: Link, circuit_id: int) -> OwnCircuit | None:
+        return next((c for c in self._all if c.link is link and c.leg and c.leg.circuit_id == circuit_id), None)
+
+    def on_destroy(self, link: Link, circuit_id: int, now: int) -> bool:
+        """A relay ended a circuit that is still being built; False when it is not one of those."""
+        circuit = self._find(link, circuit_id)
+        if circuit is None or circuit.ready:
+            return False
+        self._statistics[Counter.BUILDS_FAILED] += 1
+        self._warning = "a relay ended a circuit while it was being built"
+        self._later(now)
+        self.close(circuit, DestroyReason.NONE, tell=False)
+        return True
+
+    def on_link_lost(self, link: Link, now: int) -> None:
+        """Builds over a lost link are over; ready circuits end with their rows."""
+        for circuit in [c for c in self._all if c.link is link and not c.ready]:
+            self._failed(circuit, now, "the link to the first relay was lost")
+
+    def forget_row(self, row: int) -> None:
+        """The circuit of this row has been closed."""
+        self._all = [c for c in self._all if not (c.ready and c.row == row)]
+
+    # ------------------------------------------------------------ for people
+
+    def of_row(self, row: int) -> OwnCircuit | None:
+        """The own circuit in this row."""
+        return next((c for c in self._all if c.row == row), None)
+
+    @property
+    def ready(self) -> int:
+        """Own circuits that can take a stream now."""
+        return sum(c.ready for c in self._all)
+
+    @property
+    def all(self) -> list[OwnCircuit]:
+        """Every own circuit, building or ready."""
+        return list(self._all)
+
+    @property
+    def warning(self) -> str | None:
+        """What hinders circuits now, as a sentence for the operator."""
+        return self._warning

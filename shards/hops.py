@@ -1,0 +1,276 @@
+"""Builds at a hop: seven cells collected, opened, passed on; seven answers collected and passed back.
+
+Place on a packet's way: build and answer cells of the control channel end here; the circuit's row is what remains.
+
+    COLLECT   build cells come in on one leg         -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s
+    ANSWERS   cells passed on, answers awaited        -> OPEN, or gone after 14 s (DESTROY both ways)
+    OPEN      the row carries cells                   -> gone by DESTROY, a lost link, 120 s without a cell, a failed cell
+
+Source: docs/protocol.md, "A hop's work", "States of a circuit".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.crypto.keys import StaticKeys
+from nyx.errors import RemoteProtocolError
+from nyx.link.channel import CellReceived
+from nyx.onion.build import STATUS_ACCEPTED, STATUS_BUSY, STATUS_POLICY, STATUS_SUITE, HopBuild, HopResult
+from nyx.onion.seen import BuildReplay
+from nyx.stats import Counter
+from nyx.wire.codes import DestroyReason, Drop
+from nyx.wire.geometry import BUILD_SLOTS
+from nyx.wire.packet import KIND_ANSWER, KIND_BUILD
+from shards.circuits import CircuitRows, Leg
+from shards.context import WorkerContext
+from shards.link import Link
+from shards.links import Links
+from shards.tables import ROLE_LAST, ROLE_RELAY
+
+SECOND: Final = 1_000_000_000
+COLLECT_LIMIT: Final = 2 * SECOND
+ANSWER_LIMIT: Final = 14 * SECOND
+PENDING_PER_LINK: Final = 64
+
+Place = tuple[int, int]  # link row, circuit id
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    """A build on its way through this hop."""
+
+    link: Link
+    session: int
+    circuit_id: int
+    due: int
+    cells: dict[int, bytes] = field(default_factory=dict)
+    row: int | None = None  # None: not accepted
+    result: HopResult | None = None
+    forth_link: Link | None = None
+    forth: Leg | None = None
+    answers: dict[int, bytes] = field(default_factory=dict)
+
+
+class Hops:
+    """The builds that pass through this worker. `opened` makes the stream connection of a circuit that ends here."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        keys: StaticKeys,
+        rows: CircuitRows,
+        links: Links,
+        replay: BuildReplay,
+        suites: Sequence[int],
+        statistics: NDArray[np.int64],
+        drops: NDArray[np.int64],
+        opened: Callable[[int, int], int | None],
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._rows = rows
+        self._links = links
+        self._replay = replay
+        self._suites = suites
+        self._statistics = statistics
+        self._drops = drops
+        self._opened = opened
+        self._collecting: dict[Place, _Pending] = {}
+        self._awaited: dict[Place, _Pending] = {}  # by the leg on which the answers come
+        self._linking: set[_Pending] = set()  # opened, and the link to the next hop is being made
+        self._per_link: dict[int, int] = {}
+
+    # ------------------------------------------------------------ build cells
+
+    def on_build(self, link: Link, session: int, cell: CellReceived, now: int, wall: int) -> None:
+        """Take a build cell; the seventh opens the build."""
+        place = (link.row, cell.circuit)
+        pending = self._collecting.get(place)
+        if pending is None:
+            pending = self._begin(link, session, cell.circuit, now)
+            if pending is None:
+                return
+            self._collecting[place] = pending
+        pending.cells.setdefault(cell.slot, cell.cell)
+        if len(pending.cells) == BUILD_SLOTS:
+            self._leave(pending)
+            self._open(pending, now, wall)
+
+    def _begin(self, link: Link, session: int, circuit_id: int, now: int) -> _Pending | None:
+        chosen_by_responder = bool(circuit_id >> 31)
+        if (
+            chosen_by_responder != link.initiator
+            or self._rows.taken(link.row, circuit_id)
+            or (link.row, circuit_id) in self._awaited
+        ):
+            self._drops[Drop.BAD_BUILD] += 1
+            return None
+        if self._per_link.get(link.row, 0) >= PENDING_PER_LINK:
+            self._drops[Drop.OVERFLOW] += 1
+            return None
+        self._per_link[link.row] = self._per_link.get(link.row, 0) + 1
+        return _Pending(link, session, circuit_id, now + COLLECT_LIMIT)
+
+    def _leave(self, pending: _Pending) -> None:
+        if self._collecting.pop((pending.link.row, pending.circuit_id), None):
+            left = self._per_link.get(pending.link.row, 1) - 1
+            if left > 0:
+                self._per_link[pending.link.row] = left
+            else:
+                self._per_link.pop(pending.link.row, None)
+
+    def _decide(self, suite: int, last: bool) -> int:
+        """The status to answer: a refusal is authenticated, and passed on as an acceptance would be."""
+        if suite not in self._suites:
+            return STATUS_SUITE
+        if last and self._context.config.node.role != "exit":
+            return STATUS_POLICY
+        return STATUS_BUSY if self._rows.full else STATUS_ACCEPTED
+
+    def _open(self, pending: _Pending, now: int, wall: int) -> None:
+        cells = [pending.cells[slot] for slot in range(BUILD_SLOTS)]
+        context = self._context
+        try:
+            result = HopBuild.open(
+                cells, self._keys, self._replay, context.entropy, wall,
+                started=context.started, boot_epoch=context.boot_epoch, predecessor=pending.link.node, decide=self._decide,
+            )  # fmt: skip
+        except RemoteProtocolError:
+            self._drops[Drop.BAD_BUILD] += 1
+            return
+        pending.result = result
+        if result.status == STATUS_ACCEPTED:
+            pending.row = self._rows.take(ROLE_LAST if result.next_node_id is None else ROLE_RELAY, now)
+        self._statistics[Counter.BUILDS_PASSED] += 1
+        if result.next_node_id is None:
+            self._finish_last(pending, result)
+            return
+        node = context.snapshot.by_id(result.next_node_id)
+        if node is None:
+            self._fail(pending, DestroyReason.NEXT_UNREACHABLE)
+            return
+        pending.due = now + ANSWER_LIMIT
+        self._linking.add(pending)
+        self._links.want(node, lambda link: self._pass_on(pending, link), now, wall)
+
+    def _finish_last(self, pending: _Pending, result: HopResult) -> None:
+        if pending.row is not None:
+            connection = self._opened(pending.row, pending.session)
+            if connection is None:
+                self._fail(pending, DestroyReason.RESOURCES)
+                return
+            back = Leg(pending.link.row, pending.session, pending.circuit_id)
+            self._rows.install(pending.row, result.suite, [(result.forward_key, result.backward_key)], back, None, connection)
+        self._send_answers(pending, result, result.cells)
+
+    def _send_answers(self, pending: _Pending, result: HopResult, cells: Sequence[bytes]) -> None:
+        for slot, cell in enumerate(result.answer_layer(cells)):
+            self._links.send_cell(pending.link, pending.session, KIND_ANSWER, slot, pending.circuit_id, cell)
+
+    def _pass_on(self, pending: _Pending, link: Link | None) -> None:
+        """The link to the next hop is there, or will not be."""
+        result = pending.result
+        if pending not in self._linking or result is None:
+            return
+        self._linking.discard(pending)
+        if link is None or self._links.link_of(pending.session) is not pending.link:
+            self._fail(pending, DestroyReason.NEXT_UNREACHABLE)
+            return
+        session = self._links.choose_session(link)
+        circuit_id = self._rows.new_id(link.row, link.initiator)
+        pending.forth_link = link
+        pending.forth = Leg(link.row, session, circuit_id)
+        self._awaited[link.row, circuit_id] = pending
+        for slot, cell in enumerate(result.cells):
+            if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit_id, cell):
+                self._give_up(pending, DestroyReason.RESOURCES)
+                return
+
+    # ------------------------------------------------------------ answer cells
+
+    def on_answer(self, link: Link, cell: CellReceived, now: int) -> bool:
+        """Take an answer cell of a build that passed through here; False when it is not one."""
+        pending = self._awaited.get((link.row, cell.circuit))
+        if pending is None or pending.result is None or pending.forth is None:
+            return False
+        pending.answers.setdefault(cell.slot, cell.cell)
+        if len(pending.answers) < BUILD_SLOTS:
+            return True
+        result, back = pending.result, Leg(pending.link.row, pending.session, pending.circuit_id)
+        del self._awaited[link.row, cell.circuit]
+        if pending.row is not None:
+            self._rows.install(pending.row, result.suite, [(result.forward_key, result.backward_key)], back, pending.forth)
+            self._rows.rows[pending.row]["last_used"] = now
+        self._send_answers(pending, result, [pending.answers[slot] for slot in range(BUILD_SLOTS)])
+        return True
+
+    # ------------------------------------------------------------ ends
+
+    def _fail(self, pending: _Pending, reason: DestroyReason) -> None:
+        """A build that goes no further: its row is free, its predecessor knows."""
+        self._linking.discard(pending)
+        if pending.row is not None:
+            self._rows.close(pending.row)
+            pending.row = None
+        if self._links.link_of(pending.session) is pending.link:
+            self._links.send_destroy(pending.link, pending.session, pending.circuit_id, reason)
+
+    def _give_up(self, pending: _Pending, reason: DestroyReason) -> None:
+        if pending.forth and pending.forth_link:
+            self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
+            self._rows.forget_id(pending.forth.link, pending.forth.circuit_id)
+            if self._links.link_of(pending.forth.session) is pending.forth_link:
+                destroy = (pending.forth_link, pending.forth.session, pending.forth.circuit_id)
+                self._links.send_destroy(*destroy, DestroyReason.NONE)
+        self._fail(pending, reason)
+
+    def _all(self) -> list[_Pending]:
+        return [*self._collecting.values(), *self._linking, *self._awaited.values()]
+
+    def on_destroy(self, link: Link, circuit_id: int, reason: int) -> bool:
+        """The end of a build that is still on its way; False when it is not one."""
+        pending = self._awaited.get((link.row, circuit_id))
+        if pending and pending.forth:
+            self._awaited.pop((link.row, circuit_id))
+            self._rows.forget_id(link.row, circuit_id)
+            self._fail(pending, DestroyReason(reason) if reason in set(DestroyReason) else DestroyReason.NONE)
+            return True
+        for waiting in self._all():
+            if waiting.link is link and waiting.circuit_id == circuit_id:
+                self._leave(waiting)
+                self._abandon(waiting)
+                return True
+        return False
+
+    def _abandon(self, pending: _Pending) -> None:
+        """The predecessor gave up: nothing goes back to it."""
+        self._linking.discard(pending)
+        if pending.forth and pending.forth_link:
+            self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
+            self._rows.forget_id(pending.forth.link, pending.forth.circuit_id)
+            if self._links.link_of(pending.forth.session) is pending.forth_link:
+                destroy = (pending.forth_link, pending.forth.session, pending.forth.circuit_id)
+                self._links.send_destroy(*destroy, DestroyReason.NONE)
+        if pending.row is not None:
+            self._rows.close(pending.row)
+            pending.row = None
+
+    def on_link_lost(self, link: Link) -> None:
+        """Forget every build that came or went over this link."""
+        for pending in self._all():
+            if pending.link is link:
+                self._leave(pending)
+                self._abandon(pending)
+            elif pending.forth_link is link:
+                self._give_up(pending, DestroyReason.LINK_LOST)
+
+    def on_timer(self, now: int) -> None:
+        """Forget what takes too long."""
+        for pending in [p for p in self._collecting.values() if now >= p.due]:
+            self._leave(pending)
+        for pending in [p for p in (*self._awaited.values(), *self._linking) if now >= p.due]:
+            self._give_up(pending, DestroyReason.DEADLINE)

@@ -1,0 +1,309 @@
+"""A worker: one loop over one shard of sessions, from its socket to streams and back.
+
+A turn, in this order: wait; receive and relay; strangers, link frames and builds; opened cells into streams; sockets of
+applications and targets; cells out of streams; timers; seal and send. Everything that touches each packet is a kernel over
+the whole batch (`shards/batch.py`); Python decides what happens next. State is in memory that the supervisor owns: a worker
+that dies is started again on it. Source: docs/architecture.md, "A packet's day".
+"""
+
+import select
+import time
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nyx.columns import Column
+from nyx.config import Config
+from nyx.link.handshake import replay_columns
+from nyx.link.session import session_columns
+from nyx.onion.filter import filter_columns, start_filter
+from nyx.path.policy import Policy
+from nyx.stats import Counter, add_drops, statistics_row
+from nyx.stream import columns as stream_events
+from nyx.stream.columns import stream_columns
+from nyx.stream.engine import Streams
+from shards.admin import Admin
+from shards.batch import Batch
+from shards.circuits import CircuitRows
+from shards.context import WorkerContext
+from shards.desk import CircuitDesk
+from shards.edge.edge import Edge
+from shards.edge.reasons import Reason
+from shards.edge.request import Refused
+from shards.edge.table import edge_columns
+from shards.links import Links
+from shards.messages import unpack_secrets
+from shards.poller import Poller, drain, fine_timers
+from shards.pool import Pool
+from shards.ring import Rings
+from shards.sessions import SessionRows, offered_suites, peer_columns
+from shards.tables import circuit_columns, circuit_table, session_table
+from shards.udp import (
+    BATCH,
+    GSO_REFUSED,
+    NO_BUFFER,
+    ODD_SIZE,
+    PACKETS_IN,
+    PACKETS_OUT,
+    SEND_BLOCKED,
+    SEND_FAILED,
+    Udp,
+)
+
+NEVER: Final = 1 << 62
+SECOND: Final = 1_000_000_000
+STREAM_RING: Final = 1 << 20  # bytes of a stream and direction
+FILTER_BUCKETS: Final = 1 << 17  # replay filter: half a million cells in a generation, 4 MiB
+_RECEIVES: Final = 3  # batches before the streams get their turn
+_LOW_POOL: Final = 2 * BATCH  # below it nothing new is received or made until the socket takes what waits
+_FLUSH: Final = 100_000_000  # ns between two copies of the private counters to shared memory
+_OUR_EVENTS: Final = select.EPOLLIN
+
+
+def worker_columns(config: Config) -> list[Column]:
+    """The columns of one worker, in memory of its own."""
+    limits = config.limits
+    sessions = min(4 * limits.circuits, 1 << 16)
+    return [
+        *session_columns(sessions),
+        *peer_columns(sessions),
+        *replay_columns(),
+        *circuit_columns(limits.circuits),
+        *filter_columns(FILTER_BUCKETS),
+        *stream_columns(limits.connections, limits.streams, STREAM_RING),
+        *edge_columns(limits.streams),
+    ]
+
+
+def worker_main(context: WorkerContext) -> int:
+    """One life of a worker; returns its exit code."""
+    context.stop_on_sigterm()
+    fine_timers()
+    worker = Worker(context)
+    context.ready()
+    worker.run()
+    return 0
+
+
+class Worker:
+    """The rooms of one worker, joined, and the order in which a turn visits them."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
+        columns, config = context.columns, context.config
+        fds = columns["streams"]["fd"]
+        context.sweep((fds[fds > 0] - 1).tolist())
+        now = time.monotonic_ns()
+        secret = int.from_bytes(context.boot_secret[:8], "big")
+        rings = Rings(context.shared, context.index, context.workers, context.events)
+        self.pool = Pool(context.shared, context.index, context.workers, rings.in_use())
+        self.udp = Udp(context.udp, self.pool, offload=context.offload)
+        self.statistics = statistics_row(context.shared["statistics"], context.index)
+        self._before = self.statistics.copy()  # what earlier lives counted
+        sessions, circuits = session_table(columns, secret), circuit_table(columns, secret)
+        start_filter(columns, context.entropy)
+        self.batch = Batch(
+            columns,
+            self.pool,
+            self.udp,
+            rings,
+            context.multiplier,
+            sessions,
+            circuits,
+            len(columns["connections"]),
+            self.statistics,
+        )
+        self.rings = rings
+        self.streams = Streams(columns, STREAM_RING, context.entropy)
+        self.poller = Poller()
+        session_rows = SessionRows(context, sessions, offered_suites(config.suite.prefer, _available()))
+        self.links = Links(context, self.batch, session_rows, self.batch.post)
+        circuit_rows = CircuitRows(columns, circuits, context.entropy)
+        policy = Policy.parse(config.exit.policy) if config.node.role == "exit" else None
+        self.edge = Edge(
+            self.poller.epoll, self.streams, columns, STREAM_RING,
+            listeners=context.proxy, open_circuit=self._open_circuit, policy=policy, max_clients=config.proxy.max_clients,
+        )  # fmt: skip
+        self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
+        self.links.circuits = self.desk
+        self.admin = Admin(self)
+        self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
+        self._connections: NDArray[np.int64] = np.zeros(BATCH, np.int64)
+        self._next_second = 0
+        self._next_flush = 0
+        self._links_due = 0
+        self._stopping = False
+        self._our = {self.udp.fileno(), context.control.fileno(), context.events[context.index], context.stop}
+        for fd in self._our:
+            self.poller.register(fd, _OUR_EVENTS)
+        self._blocked = False
+        self.streams.rebuild(now)
+        self.edge.recover(now)
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Turn until told to stop; then close what is open."""
+        while not self._stopping:
+            self.turn()
+        now = time.monotonic_ns()
+        self.edge.close(now)
+        self._transmit(now)
+        self.batch.outbox.flush(now)
+
+    def turn(self) -> None:
+        """One round of everything."""
+        ready = self.poller.wait(self._patience())
+        self.rings.awake()
+        now = time.monotonic_ns()
+        if ready:
+            self._on_ready(ready, now)
+        for _ in range(_RECEIVES):
+            if self.pool.free_count < _LOW_POOL or not self.batch.receive(now):
+                break
+            self._digest(now)
+        if self.context.workers > 1 and self.batch.take_over(now):
+            self._digest(now)
+        for message in self.batch.messages():
+            self._on_message(message, now)
+        self._events(now)
+        self.edge.pump(now)
+        self._timers(now)
+        self._transmit(now)
+        self._send(now)
+        self.statistics[Counter.TURNS] += 1
+
+    def _patience(self) -> int:
+        """Nanoseconds until something is due; 0 when there is work already."""
+        if self.edge.pending or self.streams.pending or (self.context.workers > 1 and not self.rings.may_sleep()):
+            return 0
+        due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())
+        return max(0, due - time.monotonic_ns())
+
+    def _on_ready(self, ready: int, now: int) -> None:
+        fds, events = self.poller.fds, self.poller.events
+        found = fds[:ready].tolist()
+        if self.context.stop in found:
+            self._stopping = True
+        if self.context.events[self.context.index] in found:
+            drain(self.context.events[self.context.index])
+        if self.context.control.fileno() in found:
+            self.admin.on_readable(now)
+        if any(fd not in self._our for fd in found):
+            self.edge.on_ready(fds[:ready], events[:ready], now)
+
+    # ------------------------------------------------------------ inwards
+
+    def _digest(self, now: int) -> None:
+        """Everything that one received batch holds beside what was relayed."""
+        batch = self.batch
+        if batch.ended:
+            self.statistics[Counter.CELLS_DELIVERED] += batch.ended
+            self.streams.receive(self.pool.packets, batch.frames, batch.connections, batch.sequences, batch.ended, now)
+        batch.release()
+        wall = int(time.time())
+        for stranger in batch.strangers():
+            self.links.on_stranger(stranger, now, wall)
+        for packet in batch.control():
+            self.links.on_control(packet, now)
+
+    def _events(self, now: int) -> None:
+        """What happened in streams, to the edge and to circuits."""
+        while (event := self.streams.next_event()) is not None:
+            kind, connection, stream, value = event
+            self.edge.on_event(kind, connection, stream, value, now)
+            if kind in {stream_events.CONNECTION_CLOSED, stream_events.PROTOCOL_ERROR}:
+                self.desk.on_connection_over(connection)
+
+    def _on_message(self, message: dict[str, Any], now: int) -> None:
+        """What another worker of this node says about links."""
+        op = message["op"]
+        if op == "want":
+            self.links.want_for(bytes.fromhex(message["node"]), now, int(time.time()))
+        elif op == "unreachable":
+            self.links.on_unreachable(bytes.fromhex(message["node"]))
+        elif op == "accept":
+            node = bytes.fromhex(message["node"]) if message["node"] else None
+            self.links.accept(unpack_secrets(message["secrets"]), node, bytes.fromhex(message["source"]), now)
+        elif op == "link":
+            self.links.on_shared(message, unpack_secrets(message["secrets"]), now)
+        elif op == "confirmed":
+            self.links.on_confirmed(bytes.fromhex(message["tag"]), now)
+        elif op == "lost":
+            self.links.on_lost(bytes.fromhex(message["tag"]), now)
+
+    def _open_circuit(self, isolation: bytes, _host: str, _port: int) -> int | Refused | None:
+        if self.desk.clients is None:
+            return Refused(Reason.NO_CIRCUIT)
+        return self.desk.clients.connection_for(isolation, time.monotonic_ns())
+
+    # ------------------------------------------------------------ outwards
+
+    def _transmit(self, now: int) -> None:
+        """Cells out of streams, as many as the pool and the queue take."""
+        batch = self.batch
+        while not batch.outbox.blocked:
+            n = min(BATCH, self.pool.free_count - _LOW_POOL // 2, batch.outbox.room)
+            if n <= 0:
+                break
+            slots = self.pool.take(n)
+            made = self.streams.transmit(self.pool.packets, slots, len(slots), now, self._connections)
+            if made:
+                batch.wrap(slots, self._connections, made, now)
+                self.statistics[Counter.CELLS_SENT] += made
+            if made < len(slots):
+                self.pool.give(slots[made:])
+                break
+            self._send(now)
+
+    def _send(self, now: int) -> None:
+        """Seal and send; while the socket is full, be woken when it has room."""
+        self.batch.outbox.flush(now)
+        if self.batch.outbox.blocked != self._blocked:
+            self._blocked = self.batch.outbox.blocked
+            self.poller.modify(self.udp.fileno(), _OUR_EVENTS | (select.EPOLLOUT if self._blocked else 0))
+
+    # ------------------------------------------------------------ time
+
+    def _timers(self, now: int) -> None:
+        if now >= self.edge.next_timeout():
+            self.edge.on_timer(now)
+        if now >= self.streams.next_timeout():
+            self.streams.on_timeout(now)
+            self._events(now)
+        if now >= self._next_second:
+            self._next_second = now + SECOND // 4
+            wall = int(time.time())
+            self.links.on_timer(now, wall)
+            self.desk.on_timer(now, wall)
+        elif self.desk.hurry(now):
+            self.desk.on_timer(now, int(time.time()))
+        self._links_due = self.links.transmit(now)
+        if now >= self._next_flush:
+            self._next_flush = now + _FLUSH
+            self._flush_statistics()
+
+    def _flush_statistics(self) -> None:
+        row, batch, edge = self.statistics, self.batch, self.edge.collect()
+        add_drops(row, batch.drops)
+        udp = self.udp.counters
+        for counter, total in (
+            (Counter.PACKETS_IN, udp[PACKETS_IN]), (Counter.PACKETS_OUT, udp[PACKETS_OUT]),
+            (Counter.ODD_SIZE, udp[ODD_SIZE]), (Counter.POOL_EMPTY, udp[NO_BUFFER]), (Counter.SEND_FAILED, udp[SEND_FAILED]),
+            (Counter.SEND_BLOCKED, udp[SEND_BLOCKED]), (Counter.GSO_REFUSED, udp[GSO_REFUSED]),
+            (Counter.HANDED_OVER, batch.handed_over), (Counter.TAKEN_OVER, batch.taken_over),
+            (Counter.RING_FULL, batch.ring_full),
+            (Counter.BUSY, time.process_time_ns()), (Counter.CELLS_RELAYED, batch.relayed),
+            (Counter.BYTES_IN, edge["bytes_in"]), (Counter.BYTES_OUT, edge["bytes_out"]),
+        ):  # fmt: skip
+            row[counter] = self._before[counter] + total
+
+
+def _available() -> list[int]:
+    from nyx.crypto.suites import available_suites
+
+    for line in open("/proc/cpuinfo", encoding="ascii", errors="replace"):  # noqa: PTH123, SIM115
+        if line.startswith(("flags", "Features")):
+            return available_suites(line)
+    return available_suites("")
