@@ -31,7 +31,7 @@ from shards.desk import CircuitDesk
 from shards.edge.edge import Edge
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused
-from shards.edge.table import edge_columns
+from shards.edge.table import edge_columns, live_sockets
 from shards.links import Links
 from shards.messages import unpack_secrets
 from shards.poller import Poller, drain, fine_timers
@@ -92,8 +92,7 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         columns, config = context.columns, context.config
-        fds = columns["streams"]["fd"]
-        context.sweep((fds[fds > 0] - 1).tolist())
+        context.sweep(live_sockets(columns))
         now = time.monotonic_ns()
         secret = int.from_bytes(context.boot_secret[:8], "big")
         rings = Rings(context.shared, context.index, context.workers, context.events)
