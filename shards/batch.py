@@ -97,7 +97,7 @@ class Batch:
         self._control: Words = np.zeros(BATCH, np.int64)
         self._done: Words = np.zeros(2 * BATCH, np.int64)
         self._counts: Words = np.zeros(8, np.int64)
-        self._n = 0
+        self._n = self._known = 0
         self._n_control = 0
         tweaks = tweak_bytes(FORWARD, 0, 0, 0) + tweak_bytes(BACKWARD, 0, 0, 0)
         self._tweaks: NDArray[np.uint8] = np.frombuffer(tweaks, np.uint8).copy()
@@ -138,12 +138,14 @@ class Batch:
 
     def _open(self, n: int, now: int) -> int:
         pool, sessions, table = self._pool, self._columns["sessions"], self._sessions
-        self._n = n
+        self._n = self._known = n
         self.ended = self._n_control = 0
         self._counts[:] = 0
         if not n:
             return 0
-        known = find_sessions(pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
+        self._known = known = find_sessions(
+            pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows
+        )
         if known:
             windows = self._columns["session_windows"]
             open_packets(pool.packets, self._slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
@@ -183,6 +185,11 @@ class Batch:
         out.n += int(self._counts[COUNT_OUT])
         self.relayed += int(self._counts[COUNT_OUT])
         self.ended = int(self._counts[COUNT_ENDED])
+
+    @property
+    def rare(self) -> bool:
+        """Whether `strangers` or `control` have anything."""
+        return self._n_control > 0 or self._known < self._n
 
     def control(self) -> Iterator[Control]:
         """The packets that carry link frames, builds or answers; each slot is given back as it is read."""

@@ -400,6 +400,11 @@ class Links:
 
     # ------------------------------------------------------------ time and sending
 
+    @property
+    def busy(self) -> bool:
+        """Whether a channel has something under way."""
+        return bool(self._busy)
+
     def transmit(self, now: int) -> int:
         """Queue what the channels have to send; returns when to come again (ns)."""
         soonest = self._next_sweep

@@ -133,6 +133,9 @@ class Worker:
         self._next_flush = 0
         self._links_due = 0
         self._stopping = False
+        self._active = True  # whether streams or edges may have something to do in this turn
+        self._turns = self._made = self._delivered = 0
+        self._udp_fd = self.udp.fileno()
         self._our = {self.udp.fileno(), context.control.fileno(), context.events[context.index], context.stop}
         for fd in self._our:
             self.poller.register(fd, _OUR_EVENTS)
@@ -152,45 +155,66 @@ class Worker:
         self.batch.outbox.flush(now)
 
     def turn(self) -> None:
-        """One round of everything."""
+        """One round of everything that has something to do: a relay's turn ends with its queue, and touches no stream."""
         ready = self.poller.wait(self._patience())
-        self.rings.awake()
         now = time.monotonic_ns()
-        if ready:
-            self._on_ready(ready, now)
-        for _ in range(_RECEIVES):
-            if self.pool.free_count < _LOW_POOL or not self.batch.receive(now):
+        self._active = False
+        packets = self._on_ready(ready, now) if ready else False
+        for _ in range(_RECEIVES if packets else 0):
+            if self.pool.free_count < _LOW_POOL:
                 break
-            self._digest(now)
-        if self.context.workers > 1 and self.batch.take_over(now):
+            received = self.batch.receive(now)
+            if received:
+                self._digest(now)
+            if received < BATCH // 4:  # what is left, if anything, ends the next wait at once
+                break
+        if self.context.workers > 1:
+            self._from_others(now)
+        if self._active or self.edge.pending:
+            self._events(now)
+            self.edge.pump(now)
+            self._active = True
+        self._timers(now)
+        if self._active or self.streams.pending:
+            self._transmit(now)
+        self._send(now)
+        self._turns += 1
+
+    def _from_others(self, now: int) -> None:
+        """Packets that other workers received for this one, and what they say."""
+        self.rings.awake()
+        if self.batch.take_over(now):
             self._digest(now)
         for message in self.batch.messages():
             self._on_message(message, now)
-        self._events(now)
-        self.edge.pump(now)
-        self._timers(now)
-        self._transmit(now)
-        self._send(now)
-        self.statistics[Counter.TURNS] += 1
+            self._active = True
 
     def _patience(self) -> int:
         """Nanoseconds until something is due; 0 when there is work already."""
-        if self.edge.pending or self.streams.pending or (self.context.workers > 1 and not self.rings.may_sleep()):
+        busy = self.edge.pending or (self.streams.pending and not self._blocked)
+        if busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
         due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())
         return max(0, due - time.monotonic_ns())
 
-    def _on_ready(self, ready: int, now: int) -> None:
-        fds, events = self.poller.fds, self.poller.events
-        found = fds[:ready].tolist()
-        if self.context.stop in found:
-            self._stopping = True
-        if self.context.events[self.context.index] in found:
-            drain(self.context.events[self.context.index])
-        if self.context.control.fileno() in found:
-            self.admin.on_readable(now)
-        if any(fd not in self._our for fd in found):
-            self.edge.on_ready(fds[:ready], events[:ready], now)
+    def _on_ready(self, ready: int, now: int) -> bool:
+        """Serve every ready descriptor but the packets'; whether packets wait."""
+        fds = self.poller.fds[:ready]
+        found = fds.tolist()
+        strangers = len(found)
+        for fd in self._our.intersection(found):
+            strangers -= 1
+            if fd == self.context.stop:
+                self._stopping = True
+            elif fd == self.context.control.fileno():
+                self.admin.on_readable(now)
+                self._active = True
+            elif fd != self._udp_fd:
+                drain(fd)
+        if strangers:
+            self.edge.on_ready(fds, self.poller.events[:ready], now)
+            self._active = True
+        return self._udp_fd in found
 
     # ------------------------------------------------------------ inwards
 
@@ -198,14 +222,18 @@ class Worker:
         """Everything that one received batch holds beside what was relayed."""
         batch = self.batch
         if batch.ended:
-            self.statistics[Counter.CELLS_DELIVERED] += batch.ended
+            self._delivered += batch.ended
+            self._active = True
             self.streams.receive(self.pool.packets, batch.frames, batch.connections, batch.sequences, batch.ended, now)
         batch.release()
-        wall = int(time.time())
-        for stranger in batch.strangers():
-            self.links.on_stranger(stranger, now, wall)
-        for packet in batch.control():
-            self.links.on_control(packet, now)
+        if batch.rare:
+            self._active = True
+            wall = int(time.time())
+            for stranger in batch.strangers():
+                self.links.on_stranger(stranger, now, wall)
+            for packet in batch.control():
+                self.links.on_control(packet, now)
+            self._links_due = 0
 
     def _events(self, now: int) -> None:
         """What happened in streams, to the edge and to circuits."""
@@ -250,7 +278,7 @@ class Worker:
             made = self.streams.transmit(self.pool.packets, slots, len(slots), now, self._connections)
             if made:
                 batch.wrap(slots, self._connections, made, now)
-                self.statistics[Counter.CELLS_SENT] += made
+                self._made += made
             if made < len(slots):
                 self.pool.give(slots[made:])
                 break
@@ -268,17 +296,21 @@ class Worker:
     def _timers(self, now: int) -> None:
         if now >= self.edge.next_timeout():
             self.edge.on_timer(now)
+            self._active = True
         if now >= self.streams.next_timeout():
             self.streams.on_timeout(now)
             self._events(now)
-        if now >= self._next_second:
-            self._next_second = now + SECOND // 4
+            self._active = True
+        if now >= self._next_second or self.desk.hurry(now):
             wall = int(time.time())
-            self.links.on_timer(now, wall)
+            if now >= self._next_second:
+                self._next_second = now + SECOND // 4
+                self.links.on_timer(now, wall)
             self.desk.on_timer(now, wall)
-        elif self.desk.hurry(now):
-            self.desk.on_timer(now, int(time.time()))
-        self._links_due = self.links.transmit(now)
+            self._links_due = 0
+            self._active = True
+        if now >= self._links_due or self.links.busy:
+            self._links_due = self.links.transmit(now)
         if now >= self._next_flush:
             self._next_flush = now + _FLUSH
             self._flush_statistics()
@@ -292,7 +324,8 @@ class Worker:
             (Counter.ODD_SIZE, udp[ODD_SIZE]), (Counter.POOL_EMPTY, udp[NO_BUFFER]), (Counter.SEND_FAILED, udp[SEND_FAILED]),
             (Counter.SEND_BLOCKED, udp[SEND_BLOCKED]), (Counter.GSO_REFUSED, udp[GSO_REFUSED]),
             (Counter.HANDED_OVER, batch.handed_over), (Counter.TAKEN_OVER, batch.taken_over),
-            (Counter.RING_FULL, batch.ring_full),
+            (Counter.RING_FULL, batch.ring_full), (Counter.TURNS, self._turns), (Counter.CELLS_SENT, self._made),
+            (Counter.CELLS_DELIVERED, self._delivered),
             (Counter.BUSY, time.process_time_ns()), (Counter.CELLS_RELAYED, batch.relayed),
             (Counter.BYTES_IN, edge["bytes_in"]), (Counter.BYTES_OUT, edge["bytes_out"]),
         ):  # fmt: skip
