@@ -73,6 +73,14 @@ demo: $(RUN) ## a local network of real nodes, one fetch through it, and it stay
 demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
+.PHONY: bench
+bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, and one stream through 1, 2, 3 and 5 hops
+	$(BIN)/python -m bench.crypto
+	$(BIN)/python -m bench.streams
+	$(BIN)/python -m bench.udp
+	$(BIN)/python -m bench.cli
+	$(BIN)/python -m bench.stream
+
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-build-isolation \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links

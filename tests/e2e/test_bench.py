@@ -1,0 +1,38 @@
+"""Every benchmark runs, small, and prints one JSON document that names itself. No figure is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.network import ROOT, Network, command_environment
+
+pytestmark = pytest.mark.timeout(300)
+
+SMALL = {
+    "bench.cli": ["--runs", "2"],
+    "bench.crypto": ["--rounds", "3"],
+    "bench.streams": ["--megabytes", "2", "--loss", "1"],
+    "bench.udp": ["--seconds", "0.2"],
+    "bench.stream": ["--hops", "1", "--mib", "8", "--rounds", "1"],
+}
+
+
+@pytest.mark.parametrize("module", sorted(SMALL))
+def test_a_small_run_prints_its_document(module: str, network: Network) -> None:
+    arguments = SMALL[module] + (["--socket", network.nodes()[0]["socket"]] if module == "bench.cli" else [])
+    run = subprocess.run(
+        [sys.executable, "-m", module, *arguments, "--json"],
+        cwd=ROOT, env=command_environment(), capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    document = json.loads(run.stdout)
+    assert document["schema"] == module.replace("bench.", "nyx.bench.")
+    assert document["version"] == 1
+
+
+def test_every_script_has_its_smoke() -> None:
+    scripts = {f"bench.{path.stem}" for path in Path(ROOT, "bench").glob("*.py")}
+    assert scripts - {"bench.network"} == set(SMALL)
