@@ -3,8 +3,9 @@
     python bench/streams.py [--megabytes 200] [--batch 96] [--loss 0,1,5] [--json]
 
 One process plays both ends, one after the other, and time is simulated, so that nothing waits: the figures are CPU time of the
-kernels and of the Python around each batch. The window is held at one size: this is about cost, not about congestion. `send` is packetising at the sender, `receive` is parsing and reassembly at the
-receiver, `acks` is everything on the way back (writing and applying ACKs, loss detection). Data is copied once each side.
+kernels and of the Python around each batch. The window is held at one size: this is about cost, not about congestion. `send` is
+packetising at the sender, `receive` is parsing and reassembly at the receiver, `acks` is everything on the way back (writing
+and applying ACKs, loss detection). Data is copied once each side.
 """
 
 import argparse
@@ -82,7 +83,7 @@ class Pair:
 
 def measure(loss: float, size: int, batch: int, cells: int) -> dict[str, Any]:
     """Carry `size` bytes at this loss rate."""
-    rng = random.Random(1)  # noqa: S311  (a replayable network)
+    rng = random.Random(1)
     pair = Pair(batch, cells)
     for _ in range(20):
         pair.turn(loss, rng)

@@ -21,10 +21,9 @@ from nyx.stream.columns import (
     STREAMS_MAX,
     Record,
 )
-from nyx.stream.lifecycle import SECOND, Ids
+from nyx.stream.lifecycle import SECOND, Ids, Words
 from nyx.stream.octets import Bytes, read_u48
 from nyx.stream.queues import Desk, Rows
-from nyx.stream.recovery import Words
 from nyx.wire.codes import ErrorCode
 from nyx.wire.frames import (
     ACK,
@@ -227,7 +226,7 @@ def _check_open(
 
 @called
 def _check_stream_control(
-    c: Record, connection: Int, streams: Rows, ids: Ids, pool: Bytes, at: Int, end: Int, kind: Int, now: Int
+    c: Record, connection: Int, streams: Rows, ids: Ids, pool: Bytes, at: Int, end: Int, kind: Int, opening: Int, now: Int
 ) -> Int:
     """OPEN_RESULT, MAX_STREAM_DATA, RESET_STREAM, STOP_SENDING: the frames that name a stream which must exist."""
     size = np.int64(STOP_SIZE)
@@ -244,7 +243,7 @@ def _check_stream_control(
     row = find_stream(c, connection, streams, ids, read_u16(pool, at + 1), DATA_AGAIN, now)
     if row == NONSENSE:
         return np.int64(VIOLATION)
-    if row == AHEAD or (row >= 0 and streams[row]["state"] == EARLY):
+    if (row == AHEAD or (row >= 0 and streams[row]["state"] == EARLY)) and read_u16(pool, at + 1) != opening:
         return np.int64(LATER)
     if row >= 0 and kind == RESET_STREAM:
         s = streams[row]
@@ -303,7 +302,7 @@ def check_cell(
             size = _check_open(desk, c, connection, streams, ids, refusals, pool, at, end, now)
             opening = read_u16(pool, at + 1)
         elif OPEN_RESULT <= kind <= STOP_SENDING and kind != MAX_CONNECTION_DATA:
-            size = _check_stream_control(c, connection, streams, ids, pool, at, end, kind, now)
+            size = _check_stream_control(c, connection, streams, ids, pool, at, end, kind, opening, now)
         else:
             size = _check_plain(pool, at, end, kind)
         if size <= 0:

@@ -39,10 +39,10 @@ from nyx.stream.columns import (
 )
 from nyx.stream.congestion import reset_congestion
 from nyx.stream.flow import end_account
-from nyx.stream.lifecycle import Ids, bear_stream, end_connection, reset_sending, settle_stream, stop_receiving
+from nyx.stream.lifecycle import Ids, Words, bear_stream, end_connection, reset_sending, settle_stream, stop_receiving
 from nyx.stream.octets import Bytes, wipe
 from nyx.stream.queues import Desk, Rows, arm, link_work, pop_event, push_event, push_ready
-from nyx.stream.recovery import Words, reset_recovery
+from nyx.stream.recovery import reset_recovery
 from nyx.stream.timers import IDLE
 
 BEGIN_CLIENT: Final = 0

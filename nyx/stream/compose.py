@@ -39,10 +39,9 @@ from nyx.stream.columns import (
     stream_offset,
 )
 from nyx.stream.flow import raise_connection_limit, raise_stream_limit, sendable
-from nyx.stream.lifecycle import tx_bits
+from nyx.stream.lifecycle import Words, tx_bits
 from nyx.stream.octets import Bytes, copy, from_ring, write_u48
 from nyx.stream.queues import Desk, Rows, unlink_work
-from nyx.stream.recovery import Words
 from nyx.stream.spans import first_gap
 from nyx.wire import frames
 from nyx.wire.geometry import STREAM_HEADER_SIZE

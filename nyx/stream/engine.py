@@ -2,7 +2,7 @@
 
 Order of a turn: `receive`, `next_event` until None, the pumps, `transmit` until it writes less than it could, and `on_timeout`
 when `next_timeout` has passed. Spurious calls are harmless. A pump only moves tx_head and rx_tail: `transmit` sees that by
-itself, `wrote` and `consumed` say it at once.
+itself, `moved` says it at once.
 
     client:    open_connection -> open_stream -> RESULT -> bytes -> finish ... FINISHED, CLOSED -> release
     last hop:  open_connection -> OPENED -> answer_open -> bytes -> finish ... FINISHED, CLOSED -> release
@@ -238,16 +238,13 @@ class Streams:
         self._command(commands.RELEASE, stream)
 
     def consumed(self, stream: int) -> None:
-        """rx_tail moved."""
-        self._look(stream)
-
-    def wrote(self, stream: int) -> None:
-        """tx_head moved."""
-        self._look(stream)
-
-    def _look(self, stream: int) -> None:
+        """rx_tail of one stream moved."""
         self._row[0] = stream
-        look_at_streams(self.connections, self.streams, self._desk, self._row, 1)
+        self.moved(self._row, 1)
+
+    def moved(self, rows: Words, n: int) -> None:
+        """tx_head or rx_tail of n streams moved; `transmit` would see it as well, this says it at once."""
+        look_at_streams(self.connections, self.streams, self._desk, rows, n)
 
     # ------------------------------------------------------------ cells
 
@@ -313,6 +310,10 @@ class Streams:
     def records(self, connection: int) -> NDArray[Any]:
         """What the connection's last cells carried."""
         return self._sent[connection * FLIGHT : (connection + 1) * FLIGHT]
+
+    def bits_set(self) -> bool:
+        """Whether any byte beyond a gap is remembered."""
+        return bool(self._bits.any())
 
     def opening_since(self, stream: int) -> int | None:
         """When a stream that has no answer yet was opened, in ns."""

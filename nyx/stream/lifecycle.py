@@ -18,6 +18,7 @@ from nyx.stream.columns import (
     DESK_RING,
     DESK_ROWS,
     DESK_STREAMS,
+    DO_REFUSE,
     DO_RESET,
     DO_STOP,
     DONE,
@@ -27,6 +28,7 @@ from nyx.stream.columns import (
     LIVE,
     OPENING,
     PROTOCOL_ERROR,
+    REFUSALS,
     STREAM,
     STREAM_WINDOW,
     Record,
@@ -37,6 +39,7 @@ from nyx.stream.queues import Desk, Rows, link_work, pop_free, push_event, push_
 from nyx.stream.spans import paint_span
 
 Ids = NDArray[np.int32]
+Words = NDArray[np.int64]
 
 _ROW: Final = STREAM.itemsize
 SECOND: Final = 1_000_000_000
@@ -101,6 +104,19 @@ def free_stream(desk: Desk, c: Record, streams: Rows, ids: Ids, bits: Bytes, s: 
     push_free(desk, row)
 
 
+@called
+def refuse(desk: Desk, c: Record, connection: Int, ids: Ids, refusals: Words, number: Int, reply: Int, now: Int) -> None:
+    """Answer an OPEN without a row; the id has ended before it began."""
+    for i in range(connection * REFUSALS, (connection + 1) * REFUSALS):
+        if refusals[i] == 0:
+            refusals[i] = np.int64(1) << 33 | np.int64(1) << 32 | reply << 16 | number
+            break
+    ids[connection * IDS + (number >> 1)] = -(now // SECOND + 1)
+    c["ids_top"] = max(c["ids_top"], number >> 1)
+    c["control"] |= DO_REFUSE
+    push_ready(desk, c, connection)
+
+
 @inline
 def _sending_ended(s: Record) -> Int:
     if s["failed"]:
@@ -112,8 +128,8 @@ def _sending_ended(s: Record) -> Int:
 
 @inline
 def _receiving_ended(s: Record) -> Int:
-    if s["failed"] or s["rx_reset"]:
-        return True
+    if s["failed"] or s["rx_reset"] or (s["state"] == OPENING and s["result"] == 0 and s["reset_state"] == 2 and s["released"]):
+        return True  # or given up before there was an answer: what may still come is ignored
     return s["rx_final"] > 0 and (s["rx_stop"] != 0 or s["rx_ready"] == s["rx_final"] - 1)
 
 

@@ -40,14 +40,15 @@ from nyx.stream.columns import (
     RESET,
     STOPPED,
     STREAM,
+    STREAM_WINDOW,
     WRITABLE,
     Record,
 )
 from nyx.stream.congestion import reset_congestion
-from nyx.stream.lifecycle import Ids, rx_bits, settle_stream, tx_bits
+from nyx.stream.lifecycle import Ids, Words, rx_bits, settle_stream, tx_bits
 from nyx.stream.octets import Bytes
 from nyx.stream.queues import Desk, Rows, arm, link_work, push_event, push_free, push_ready
-from nyx.stream.recovery import Words, reset_recovery
+from nyx.stream.recovery import reset_recovery
 from nyx.stream.spans import paint_span
 
 
@@ -92,7 +93,7 @@ def _unsend(c: Record, s: Record) -> None:
         s["control"] |= DO_RESULT
     if s["reset_state"] == 1:
         s["control"] |= DO_RESET
-    if s["rx_final"] == 0 and s["rx_reset"] == 0:
+    if s["rx_final"] == 0 and s["rx_reset"] == 0 and (s["rx_stop"] or s["rx_limit"] > STREAM_WINDOW):
         s["control"] |= DO_STOP if s["rx_stop"] else DO_WINDOW
 
 

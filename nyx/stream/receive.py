@@ -24,20 +24,17 @@ from nyx.stream.columns import (
     DESK_STREAMS,
     DO_OPEN,
     DO_PONG,
-    DO_REFUSE,
     DO_RESPONSE,
     DO_STOP,
     DO_WINDOW,
     DONE,
     EARLY,
-    IDS,
     LIVE,
     NEVER,
     OPEN,
     OPENED,
     OPENING,
     PONG,
-    REFUSALS,
     RESET,
     RESULT,
     SENT,
@@ -50,9 +47,11 @@ from nyx.stream.flow import end_account
 from nyx.stream.lifecycle import (
     SECOND,
     Ids,
+    Words,
     bear_stream,
     end_connection,
     free_stream,
+    refuse,
     reset_sending,
     settle_stream,
     violate,
@@ -60,7 +59,7 @@ from nyx.stream.lifecycle import (
 from nyx.stream.octets import Bytes, copy, read_u48
 from nyx.stream.queues import Desk, Rows, arm, link_work, push_event, push_ready
 from nyx.stream.reassembly import accept_data
-from nyx.stream.recovery import Words, receive_ack
+from nyx.stream.recovery import receive_ack
 from nyx.wire import frames
 from nyx.wire.geometry import FRAMES_SIZE, STREAM_HEADER_SIZE
 from nyx.wire.packet import read_u16, read_u32, read_u64
@@ -105,19 +104,6 @@ def _apply_stream(
 
 
 @called
-def _refuse(desk: Desk, c: Record, connection: Int, ids: Ids, refusals: Words, number: Int, reply: Int, now: Int) -> None:
-    """Answer an OPEN without a row; the id has ended before it began."""
-    for i in range(connection * REFUSALS, (connection + 1) * REFUSALS):
-        if refusals[i] == 0:
-            refusals[i] = np.int64(1) << 33 | np.int64(1) << 32 | reply << 16 | number
-            break
-    ids[connection * IDS + (number >> 1)] = -(now // SECOND + 1)
-    c["ids_top"] = max(c["ids_top"], number >> 1)
-    c["control"] |= DO_REFUSE
-    push_ready(desk, c, connection)
-
-
-@called
 def _apply_open(
     desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids, bits: Bytes, addresses: Bytes, refusals: Words,
     pool: Bytes, at: Int, now: Int,
@@ -142,7 +128,7 @@ def _apply_open(
         if reply:
             if row >= 0:
                 free_stream(desk, c, streams, ids, bits, streams[row], row, now)
-            _refuse(desk, c, connection, ids, refusals, number, reply, now)
+            refuse(desk, c, connection, ids, refusals, number, reply, now)
             return size
         s = streams[row]
         s["kind"] = kind

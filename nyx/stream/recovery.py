@@ -10,7 +10,6 @@ The work of one ACK is bounded by the sequences outstanding, at most FLIGHT, and
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nyx.kernel import Int, called, inline, store_release
 from nyx.stream.acknowledge import forget_ranges
@@ -42,14 +41,12 @@ from nyx.stream.columns import (
     stream_offset,
 )
 from nyx.stream.congestion import grow, reduce, sample_rtt, undo_one
-from nyx.stream.lifecycle import Ids, settle_stream, tx_bits
+from nyx.stream.lifecycle import Ids, Words, settle_stream, tx_bits
 from nyx.stream.octets import Bytes
 from nyx.stream.queues import Desk, Rows, arm, link_work, push_event, push_ready
 from nyx.stream.spans import first_gap, paint_span
 from nyx.wire.frames import ACK_DELAY_SHIFT, ACK_RANGE_SIZE, ACK_SIZE
 from nyx.wire.packet import read_u16, read_u32, read_u64
-
-Words = NDArray[np.int64]
 
 REORDER_MIN: Final = 3  # cells; RFC 9002's packet threshold
 REORDER_MAX: Final = 128

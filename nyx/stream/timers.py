@@ -23,24 +23,27 @@ from nyx.stream.columns import (
     STREAM,
     Record,
 )
-from nyx.stream.lifecycle import SECOND, Ids, end_connection, free_stream
+from nyx.stream.lifecycle import SECOND, Ids, Words, end_connection, free_stream, refuse
 from nyx.stream.octets import Bytes
 from nyx.stream.queues import Desk, Rows, push_ready
-from nyx.stream.recovery import Words, detect_losses, probe, probe_time
+from nyx.stream.recovery import detect_losses, probe, probe_time
 
 KEEP_ALIVE: Final = 15 * SECOND
 SILENCE: Final = 30 * SECOND  # with cells in flight and no acknowledgement
+_REPLY_LATE: Final = 6
 IDLE: Final = 120 * SECOND
 
 
 @called
-def _drop_early(desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids, bits: Bytes, now: Int) -> None:
-    """Data whose OPEN did not come."""
+def _drop_early(desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids, bits: Bytes, refusals: Words, now: Int) -> None:
+    """Data whose OPEN did not come: it was acknowledged, so the stream cannot be had any more, and the client is told."""
     c["early_at"] = 0
     for row in range(desk[DESK_STREAMS]):
         s = streams[row]
         if s["state"] == EARLY and s["connection"] == connection:
+            number = np.int64(s["id"])
             free_stream(desk, c, streams, ids, bits, s, row, now)
+            refuse(desk, c, connection, ids, refusals, number, _REPLY_LATE, now)
 
 
 @called
@@ -88,7 +91,7 @@ def _turn(
             due = min(due, c["pace_at"])
     if c["early_at"] > 0:
         if c["early_at"] <= now:
-            _drop_early(desk, c, connection, streams, ids, bits, now)
+            _drop_early(desk, c, connection, streams, ids, bits, refusals, now)
         else:
             due = min(due, c["early_at"])
     if c["keepalive"]:

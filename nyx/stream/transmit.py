@@ -41,9 +41,10 @@ from nyx.stream.columns import (
 from nyx.stream.compose import write_close, write_connection_control, write_lost, write_refusal, write_spare_ack, write_work
 from nyx.stream.congestion import pace
 from nyx.stream.flow import note_consumed
+from nyx.stream.lifecycle import Words
 from nyx.stream.octets import Bytes, fill
 from nyx.stream.queues import Desk, Rows, arm, link_work, pop_ready, push_event, push_ready
-from nyx.stream.recovery import Words, advance_oldest, lose, probe_time
+from nyx.stream.recovery import advance_oldest, lose, probe_time
 from nyx.wire.frames import ACK_SIZE
 from nyx.wire.geometry import CELL_FRAMES, CELL_SIZE, CELL_ZEROS, PACKET_CELL, PACKET_SIZE, ZEROS_SIZE
 from nyx.wire.packet import write_u64

@@ -54,7 +54,13 @@ class End:
     reading: bool = True
     answer: int | None = 0  # the last hop answers every OPEN with this
     ids: dict[int, int] = field(default_factory=dict)  # row -> stream id
+    past: list[tuple[int, bytearray, bytearray]] = field(default_factory=list)
     cells: int = 0
+
+    def history(self, *, written: bool = False) -> list[tuple[int, bytes]]:
+        """Stream id and the bytes read (or written), for every stream there was."""
+        now = self.written if written else self.read
+        return [(i, bytes(w if written else r)) for i, w, r in self.past] + [(i, bytes(now[row])) for row, i in self.ids.items()]
 
 
 def make_streams(connections: int = 2, streams: int = 32) -> Streams:
@@ -93,8 +99,12 @@ class Network:
         return row
 
     def know(self, end: End, row: int) -> None:
-        end.written[row], end.read[row] = bytearray(), bytearray()
-        end.ids[row] = int(end.streams.streams[row]["id"])
+        number = int(end.streams.streams[row]["id"])
+        if end.ids.get(row) != number:
+            if row in end.ids:
+                end.past.append((end.ids[row], end.written[row], end.read[row]))
+            end.written[row], end.read[row] = bytearray(), bytearray()
+            end.ids[row] = number
 
     def write(self, end: End, row: int, data: bytes) -> int:
         """Write as much as the ring takes; returns how much."""
@@ -121,6 +131,21 @@ class Network:
         """The row of the same stream at the other end."""
         wanted = end.ids[row]
         return next(r for r, number in self.other(end).ids.items() if number == wanted)
+
+    def check_read(self) -> None:
+        """Nobody has read what the other did not write, in order and once."""
+        for end in (self.client, self.exit):
+            for stream, read in end.history():
+                for other, written in self.other(end).history(written=True):
+                    if other == stream:
+                        assert written.startswith(read), f"stream {stream} delivered wrong bytes"
+
+    def check_complete(self, but: set[int]) -> None:
+        """All that was written has been read, on all streams but these."""
+        for end in (self.client, self.exit):
+            written = dict(self.other(end).history(written=True))
+            for stream, read in end.history():
+                assert stream in but or read == written.get(stream, b""), f"stream {stream} misses bytes"
 
     # ------------------------------------------------------------ the network
 
@@ -180,7 +205,7 @@ class Network:
         if end.reading:
             rows = end.streams.streams
             for row in np.flatnonzero((rows["state"] != c.FREE) & (rows["rx_ready"] > rows["rx_tail"])).tolist():
-                if row in end.read:
+                if end.ids.get(row) == int(rows[row]["id"]) and int(rows[row]["state"]) != c.EARLY:
                     self.consume(end, row)
 
     def step(self) -> bool:
