@@ -25,7 +25,6 @@ from bench.network import ROOT, command_environment, running_network
 
 LIMITS: Final = {"nyxctl --help": 150.0, "nyxctl status": 300.0}  # ms
 _NYXCTL: Final = "import sys; sys.argv[0] = 'nyxctl'; from control.cli import main; main()"
-_BASE_PORT: Final = 43352
 
 
 def timed(command: list[str]) -> float:
@@ -41,7 +40,7 @@ def node(path: str | None) -> Iterator[str]:
     if path:
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder, running_network(Path(folder, "net"), _BASE_PORT, "--relays", "3") as network:
+    with tempfile.TemporaryDirectory() as folder, running_network(Path(folder, "net"), nodes=4) as network:
         yield next(n["socket"] for n in network.nodes() if n["role"] == "client")
 
 

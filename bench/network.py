@@ -22,6 +22,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_block(nodes: int, first: int = 43360, last: int = 43399) -> int:
+    """The first of `nodes` UDP ports in a row that nobody uses on 127.0.0.1, beside other networks of this machine."""
+    for base in range(first, last - nodes + 2):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + nodes):
+                    stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return base
+    raise RuntimeError(f"no {nodes} free UDP ports in a row from {first} to {last}: stop another test network")
+
+
 def command_environment() -> dict[str, str]:
     """The caller's environment without settings of Nyx, so that a shell's own do not change a run."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NYX_") or k == "NYX_CACHE_DIR"}
@@ -47,7 +60,7 @@ class Network:
     """A running test network: relays, and a client with its proxy."""
 
     folder: Path
-    base_port: int
+    ports: range  # UDP, of its nodes
     proxy_port: int
 
     @property
@@ -78,15 +91,15 @@ class Network:
 
 
 @contextlib.contextmanager
-def running_network(folder: Path, base_port: int, *options: str) -> Iterator[Network]:
-    """Start a test network in `folder`, and stop it at the end whatever happens."""
-    proxy_port = free_port()
+def running_network(folder: Path, *options: str, nodes: int = 5) -> Iterator[Network]:
+    """Start a test network of so many nodes (relays and a client) in `folder`, and stop it at the end whatever happens."""
+    base_port, proxy_port = free_block(nodes), free_port()
     where = ("--dir", str(folder))
-    ports = ("--base-port", str(base_port), "--proxy-port", str(proxy_port))
+    ports = ("--relays", str(nodes - 1), "--base-port", str(base_port), "--proxy-port", str(proxy_port))
     started = nyxctl("testnet", "up", *where, *ports, *options, timeout=START_TIMEOUT, check=False)
     try:
         if started.returncode != 0:
             raise RuntimeError(f"the test network did not start:\n{started.stdout}{started.stderr}")
-        yield Network(folder, base_port, proxy_port)
+        yield Network(folder, range(base_port, base_port + nodes), proxy_port)
     finally:
         nyxctl("testnet", "down", *where, check=False)

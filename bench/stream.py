@@ -8,6 +8,7 @@ bytes) by role, and PSS by process. `--json` prints the same as JSON.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -22,7 +23,6 @@ from typing import Any, Final
 from bench.network import Network, running_network
 from nyx.wire.geometry import STREAM_DATA_MAX
 
-BASE_PORT: Final = 43380
 _BLOCK: Final = os.urandom(1 << 20)
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
@@ -121,23 +121,23 @@ def pss_kib(pid: int) -> int:
 
 def measure(hops: int, size: int, rounds: int, port: int) -> dict[str, Any]:
     """Rounds of raw TCP and Nyx in turn over one network of this path length."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ("--hops", str(hops), "--relays", str(max(4, hops)))
-        with running_network(Path(folder) / "net", BASE_PORT, *options) as network:
-            transfer(port, network.proxy_port, min(size, 16 << 20))
-            names = processes(network)
-            raw, nyx, used = [], [], dict.fromkeys(names.values(), 0.0)
-            for _ in range(rounds):
-                raw.append(size * 8e-6 / transfer(port, None, size))
-                before = {pid: cpu_seconds(pid) for pid in names}
-                nyx.append(size * 8e-6 / transfer(port, network.proxy_port, size))
-                for pid, name in names.items():
-                    used[name] += cpu_seconds(pid) - before[pid]
-            first = [first_byte(port, network.proxy_port) for _ in range(20)]
-            packets = rounds * size / STREAM_DATA_MAX
-            memory: dict[str, list[int]] = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        network = stack.enter_context(running_network(folder / "net", "--hops", str(hops), nodes=max(4, hops) + 1))
+        transfer(port, network.proxy_port, min(size, 16 << 20))
+        names = processes(network)
+        raw, nyx, used = [], [], dict.fromkeys(names.values(), 0.0)
+        for _ in range(rounds):
+            raw.append(size * 8e-6 / transfer(port, None, size))
+            before = {pid: cpu_seconds(pid) for pid in names}
+            nyx.append(size * 8e-6 / transfer(port, network.proxy_port, size))
             for pid, name in names.items():
-                memory.setdefault(name, []).append(pss_kib(pid))
+                used[name] += cpu_seconds(pid) - before[pid]
+        first = [first_byte(port, network.proxy_port) for _ in range(20)]
+        packets = rounds * size / STREAM_DATA_MAX
+        memory: dict[str, list[int]] = {}
+        for pid, name in names.items():
+            memory.setdefault(name, []).append(pss_kib(pid))
     return {
         "hops": hops,
         "raw_tcp_mbps": statistics.median(raw),

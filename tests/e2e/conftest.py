@@ -16,12 +16,10 @@ import pytest
 
 from bench.network import Network, running_network
 
-BASE_PORT = 43360  # beside a running demo, which takes the ports from 43300 on
-
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    with running_network(tmp_path_factory.mktemp("net"), BASE_PORT) as found:
+    with running_network(tmp_path_factory.mktemp("net")) as found:
         yield found
 
 

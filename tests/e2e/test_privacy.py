@@ -69,7 +69,7 @@ def capture() -> Iterator[Capture]:
 
 def nyx_packets(tap: Capture, network: Network) -> list[bytes]:
     """UDP payloads of the network's nodes; a segmented burst crosses the loopback whole and is cut as the kernel would."""
-    ports = range(network.base_port, network.base_port + 40)
+    ports = network.ports
     found: list[bytes] = []
     for protocol, source, target, payload in tap.seen:
         if protocol == socket.IPPROTO_UDP and (source in ports or target in ports):
@@ -145,6 +145,6 @@ def test_plaintext_appears_at_the_exit_alone(network: Network, web: str) -> None
         for protocol, source, target, payload in tap.seen
         if marker in payload
         for port in (source, target)
-        if port in {web_port, network.proxy_port} or network.base_port <= port < network.base_port + 40
+        if port in {web_port, network.proxy_port} or port in network.ports
     }
     assert carriers == {(socket.IPPROTO_TCP, web_port), (socket.IPPROTO_TCP, network.proxy_port)}
