@@ -273,6 +273,7 @@ class Batch:
         descriptor = np.array([int(slot[0]) | messages.KIND_MESSAGE << KIND_SHIFT], np.int64)
         if self._rings.push(worker, descriptor, 1):
             return True
+        self._pool.packets[at : at + len(body)] = 0  # it may hold secrets
         self._pool.give(slot)
         return False
 

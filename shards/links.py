@@ -5,7 +5,8 @@ opens and the key exchange of every link, since session 0 is its own; it gives e
 name it. A worker that answers a stranger hands the new link to worker 0.
 
     HANDSHAKE   initiation sent (initiator)                    -> KEYING when the answer opens; gone after 5 tries
-    KEYING      session 0 of generation 0 stands, exchange on  -> UP when we may send under generation 1; gone after 10 s
+    KEYING      session 0 of generation 0 stands, exchange on  -> UP when we may send under generation 1; gone after 10 s, without
+                a word to a stranger who has shown no key yet
     UP          sessions of generation 1 carry circuits        -> gone by CLOSE, failed retransmission, 60 s of silence
     OLD         found in memory by a restarted worker: cells pass, its control channel ended with the last life
 
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from nyx.crypto.keys import PublicKeys
 from nyx.errors import RemoteProtocolError
-from nyx.link.channel import CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
-from nyx.link.frames import Close, Destroy, Frame, Ping, Pong, ReceiveWindow
+from nyx.link.channel import QUEUE_LIMIT, CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
+from nyx.link.frames import Close, Crypto, Destroy, Frame, NewCid, Ping, ReceiveWindow
 from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTable, check_mac1, respond
 from nyx.link.upgrade import LinkUpgrade
 from nyx.path.directory import Node
@@ -45,6 +46,11 @@ KEEP_ALIVE: Final = 15 * SECOND
 IDLE: Final = 60 * SECOND
 LINKS_MAX: Final = 4096
 PENDING_PEERS: Final = 256  # handshakes of our own under way
+STRANGERS_MAX: Final = LINKS_MAX - PENDING_PEERS  # links that others may begin: a flood of them leaves room for our own
+WAIT_MOST: Final = 45 * SECOND  # for a link: longer than all tries and the exchange; what was lost between workers ends too
+DESTROYS: Final = 200  # frames of one packet
+CELL_QUEUE: Final = QUEUE_LIMIT * 3 // 4  # control packets of a session beyond which no build is taken on: ends must fit
+ROWS_MAX: Final = (1 << 31) - 1  # numbers of links, as session rows hold them
 
 
 class Circuits(Protocol):
@@ -82,12 +88,20 @@ class Links:
         self._by_node: dict[bytes, Link] = {}
         self._by_row: dict[int, Link] = {}  # session row -> link
         self._waiting: dict[bytes, list[WhenUp]] = {}
+        self._wait_until: dict[bytes, int] = {}
+        self._destroys: dict[tuple[bytes, int, int], list[Frame]] = {}  # of this turn, by channel: many go in one packet
+        self._overfull: list[Link] = []
         self._busy: set[tuple[bytes, int, int]] = set()  # (tag, generation, session) of channels with something under way
-        self._next_row = 1 + max((int(r) for r in rows.sessions["link"]), default=0)
+        self._by_number: dict[int, Link] = {}
+        self._next_row = max((int(r) for r in rows.sessions["link"]), default=0) % ROWS_MAX + 1
         self._next_sweep = 0
         self.wall = context.started  # Unix seconds, as of the last turn that had a use for it
         for row in rows.live():
-            self._adopt(row)
+            if rows.sessions[row]["rekey_in"]:
+                self._adopt(row)
+            else:
+                rows.drop(row)  # of generation 0: it carried the exchange alone, which ended with the last life
+        rows.recycle()
 
     # ------------------------------------------------------------ for circuits
 
@@ -105,18 +119,22 @@ class Links:
         waiting = self._waiting.setdefault(node.id, [])
         waiting.append(when_up)
         if len(waiting) == 1:
+            self._wait_until[node.id] = now + WAIT_MOST
             if self._context.index == 0:
                 self._open(node, now, wall)
-            else:
-                self._post(0, {"op": "want", "node": node.id.hex(), "from": self._context.index})
+            elif not self._post(0, {"op": "want", "node": node.id.hex(), "from": self._context.index}):
+                self._resolve(node.id, None)
 
     def want_for(self, node_id: bytes, now: int, wall: int) -> None:
-        """Another worker of this node wants a link; it hears of it when its sessions are there, or that there will be none."""
+        """Another worker of this node wants a link; it hears of it when its sessions are there, or that there will be none.
+
+        A link that has been up for long and that the other still asks for is one that it lost with a life: it needs a new one.
+        """
         node = self._context.snapshot.by_id(node_id)
         link = self._by_node.get(node_id)
         if node is None:
             self._resolve(node_id, None)
-        elif link is None or link.state is LinkState.OLD:
+        elif link is None or link.state is LinkState.OLD or (link.state is LinkState.UP and not link.retire):
             self._open(node, now, wall)
 
     def _own(self, link: Link) -> list[int]:
@@ -135,18 +153,30 @@ class Links:
         """Send a build or answer cell reliably to the neighbour."""
         key = (link.sending, int(self._rows.sessions[session]["index"]))
         channel = link.channels.get(key)
+        if channel is None or channel.waiting >= CELL_QUEUE:
+            return False
         self._busy.add((link.tag, *key))
-        return channel is not None and channel.send_cell(kind, slot, circuit_id, cell) >= 0
+        return channel.send_cell(kind, slot, circuit_id, cell) >= 0
 
     def send_destroy(self, link: Link, session: int, circuit_id: int, reason: int) -> None:
-        """Tell the neighbour that a circuit is over."""
-        self._send_frames(link, int(self._rows.sessions[session]["index"]), [Destroy(circuit_id, reason)])
+        """Tell the neighbour that a circuit is over, in this turn's last step."""
+        key = (link.tag, link.sending, int(self._rows.sessions[session]["index"]))
+        self._destroys.setdefault(key, []).append(Destroy(circuit_id, reason))
+
+    def _send_destroys(self) -> None:
+        waiting, self._destroys = self._destroys, {}
+        for (tag, generation, index), frames in waiting.items():
+            link = self._by_tag.get(tag)
+            if link and link.sending == generation:
+                for at in range(0, len(frames), DESTROYS):
+                    self._send_frames(link, index, frames[at : at + DESTROYS])
 
     def _send_frames(self, link: Link, index: int, frames: list[Frame]) -> None:
         key = (link.sending, index)
         channel = link.channels.get(key)
         if channel is not None:
-            channel.send_frames(frames)
+            if channel.send_frames(frames) < 0 and channel.state is ChannelState.OPEN:
+                self._overfull.append(link)  # what the peer must hear finds no room: the link ends
             self._busy.add((link.tag, *key))
 
     # ------------------------------------------------------------ opening
@@ -161,12 +191,19 @@ class Links:
             self._resolve(node.id, None)
             return
         link = Link(self._take_row(), self._entropy(16), node.id, address, True, now, LinkState.HANDSHAKE)  # noqa: FBT003
-        self._by_tag[link.tag] = self._by_node[node.id] = link
+        self._add(link)
+        self._by_node[node.id] = link
         self._try(link, node, suites, now, wall)
 
     def _take_row(self) -> int:
-        self._next_row += 1
-        return self._next_row - 1
+        """A number that no link of this worker has: circuit keys and session rows carry it."""
+        while self._next_row in self._by_number:
+            self._next_row = self._next_row % ROWS_MAX + 1
+        number, self._next_row = self._next_row, self._next_row % ROWS_MAX + 1
+        return number
+
+    def _add(self, link: Link) -> None:
+        self._by_tag[link.tag] = self._by_number[link.row] = link
 
     def _try(self, link: Link, node: Node, suites: list[int], now: int, wall: int) -> None:
         if link.attempt:
@@ -215,7 +252,7 @@ class Links:
         if self._replays.seen(packet, wall):
             self._drop(Drop.REPLAYED_HANDSHAKE)
             return
-        if len(self._by_tag) >= LINKS_MAX:
+        if self.crowded:
             self._drop(Drop.NO_BUFFER)
             return
         started, cids = self._context.started, self._rows.new_cids()
@@ -223,6 +260,11 @@ class Links:
         self._batch.udp.send_raw(stranger.source, response.packet)
         self._row[Counter.HANDSHAKES_ANSWERED] += 1
         self._hand_to_first(response.secrets, stranger.source, now)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether nobody may begin another link with us."""
+        return len(self._by_tag) >= STRANGERS_MAX
 
     def _relay_keys(self, link_key: bytes) -> PublicKeys | None:
         node = self._context.snapshot.by_link_key(link_key)
@@ -240,8 +282,11 @@ class Links:
 
     def accept(self, secrets: LinkSecrets, node: bytes | None, source: bytes, now: int) -> None:
         """Take over a link that some worker of this node answered; worker 0 only."""
+        if self.crowded:
+            self._drop(Drop.NO_BUFFER)
+            return
         link = Link(self._take_row(), self._entropy(16), node, source, False, now, LinkState.KEYING)  # noqa: FBT003
-        self._by_tag[link.tag] = link
+        self._add(link)
         self._begin_keying(link, secrets, now)
 
     # ------------------------------------------------------------ keys
@@ -293,7 +338,7 @@ class Links:
         node_id = bytes.fromhex(node) if node else None
         link = Link(self._take_row(), tag, node_id, address, initiator, now, LinkState.KEYING, secrets.suite)
         link.window, link.rtt = int(message["window"]), int(message["rtt"])
-        self._by_tag[tag] = link
+        self._add(link)
         for index in range(SESSIONS_PER_LINK):
             if index % self._context.workers == self._context.index:
                 self._install(link, secrets, index, now)
@@ -312,6 +357,7 @@ class Links:
         link.sending = 1
         link.state = LinkState.UP
         link.retire = now + KEEP_GENERATION
+        link.upgrade = None  # the chain keys of both generations go with it
         self._row[Counter.LINKS_OPENED] += 1
         if (
             link.initiator and (1, 0) in link.channels
@@ -327,6 +373,7 @@ class Links:
         self._resolve(link.node, link)
 
     def _resolve(self, node: bytes, link: Link | None) -> None:
+        self._wait_until.pop(node, None)
         for when_up in self._waiting.pop(node, []):
             when_up(link)
         if link is None and self._context.index == 0:
@@ -387,8 +434,8 @@ class Links:
             link.window = max(1, frame.packets)
         elif isinstance(frame, Close):
             self._end(link, now)
-        elif isinstance(frame, Pong):
-            return
+        elif isinstance(frame, Crypto | NewCid) and not link.upgrade:
+            self.close(link, ErrorCode.PROTOCOL_VIOLATION, now)  # a second exchange
         elif link.upgrade:
             try:
                 secrets = link.upgrade.receive(frame)
@@ -407,6 +454,10 @@ class Links:
 
     def transmit(self, now: int) -> int:
         """Queue what the channels have to send; returns when to come again (ns)."""
+        self._rows.recycle()
+        self._send_destroys()
+        while self._overfull:
+            self._end(self._overfull.pop(), now)
         soonest = self._next_sweep
         for tag, *place in tuple(self._busy):
             link, key = self._by_tag.get(tag), (place[0], place[1])
@@ -441,9 +492,19 @@ class Links:
             if link.state is LinkState.HANDSHAKE and now >= link.due:
                 self._again(link, now, wall)
             elif link.state is LinkState.KEYING and now >= link.due:
-                self.close(link, ErrorCode.NO_ERROR, now)
+                self._give_up(link, now)
             elif link.state in {LinkState.UP, LinkState.OLD}:
                 self._keep(link, now)
+        for node in [node for node, until in self._wait_until.items() if now >= until]:
+            self._resolve(node, None)
+
+    def _give_up(self, link: Link, now: int) -> None:
+        """The exchange took too long. Whoever has shown no key may have lied about his address: he hears nothing."""
+        session = link.sessions.get((0, 0))
+        if link.initiator or (session is not None and int(self._rows.sessions[session]["packets_in"])):
+            self.close(link, ErrorCode.NO_ERROR, now)
+        else:
+            self._end(link, now)
 
     def _again(self, link: Link, now: int, wall: int) -> None:
         node = self._context.snapshot.by_id(link.node) if link.node else None
@@ -459,16 +520,14 @@ class Links:
                 link.channels.pop(key, None)
                 self._drop_session(link.sessions.pop(key))
         rows = [self._rows.sessions[row] for row in link.sessions.values()]
-        if self._context.index == 0:
-            last_in, last_out = (max((int(r[name]) for r in rows), default=0) for name in ("last_in", "last_out"))
-            if now - max(last_in, link.created) > IDLE and not self._heard_elsewhere(link):
-                self._end(link, now)
-            elif now - last_out > KEEP_ALIVE and (link.sending, 0) in link.channels:
-                self._send_frames(link, 0, [Ping(int.from_bytes(self._entropy(8), "big"))])
-
-    def _heard_elsewhere(self, link: Link) -> bool:
-        """PINGs of session 0 keep a link alive, so worker 0 alone can tell; without session 0 there is no telling."""
-        return not any(index == 0 for _, index in link.sessions)
+        if not rows:
+            return  # more workers than sessions: the others of this node know whether the link lives
+        last_in, last_out = (max(int(r[name]) for r in rows) for name in ("last_in", "last_out"))
+        if now - max(last_in, link.created) > IDLE:
+            self._end(link, now)
+        elif now - last_out > KEEP_ALIVE:  # on a session of our own: whatever other workers say, we know that the peer is there
+            index = min(index for _, index in link.sessions)
+            self._send_frames(link, index, [Ping(int.from_bytes(self._entropy(8), "big"))])
 
     def close(self, link: Link, code: ErrorCode, now: int) -> None:
         """End a link with a CLOSE frame."""
@@ -493,8 +552,9 @@ class Links:
         if link.attempt:
             self._pending.pop(link.attempt.answer_cid, None)
         self._by_tag.pop(link.tag, None)
+        self._by_number.pop(link.row, None)
         if link.node and self._by_node.get(link.node) is link:
-            del self._by_node[link.node]
+            self._replace(link.node)
         if was in {LinkState.UP, LinkState.OLD}:
             self._row[Counter.LINKS_CLOSED] += 1
             self.circuits.on_link_lost(link, now)
@@ -503,15 +563,25 @@ class Links:
             self._drop_session(row)
         link.sessions.clear()
         link.channels.clear()
-        if link.node and link.node not in self._by_node:
+        if link.node and (other := self.find(link.node)):
+            self._resolve(link.node, other)
+        elif link.node and link.node not in self._by_node:
             self._resolve(link.node, None)
         if tell:
             for worker in range(self._context.workers):
                 if worker != self._context.index:
                     self._post(worker, {"op": "lost", "tag": link.tag.hex()})
 
+    def _replace(self, node: bytes) -> None:
+        """Its link is gone; another one to the same relay that is up takes its place."""
+        del self._by_node[node]
+        for link in self._by_tag.values():
+            if link.node == node and link.state is LinkState.UP and self._own(link):
+                self._by_node[node] = link
+
     def _drop_session(self, row: int) -> None:
         self._by_row.pop(row, None)
+        self._batch.outbox.forget(row)
         self._rows.drop(row)
 
     # ------------------------------------------------------------ a new life, and what others ask
@@ -520,13 +590,13 @@ class Links:
         """A session of the last life: its link carries cells; its control channel cannot be taken up again."""
         session = self._rows.sessions[row]
         number = int(session["link"])
-        link = next((found for found in self._by_tag.values() if found.row == number), None)
+        link = self._by_number.get(number)
         if link is None:
             tag, node = self._rows.peer(row)
             initiator = bool(session["initiator"])
             link = Link(number, tag, node, session["address"].tobytes(), initiator, 0, LinkState.OLD, int(session["suite"]))
             link.created = int(session["last_in"])
-            self._by_tag[link.tag] = link
+            self._add(link)
         generation = int(session["rekey_in"])
         link.sending = max(link.sending, generation)
         link.sessions[generation, int(session["index"])] = row

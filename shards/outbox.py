@@ -72,6 +72,17 @@ class Outbox:
             self.n = 0
         return self._send() if self._sealed else 0
 
+    def forget(self, row: int) -> None:
+        """A session is over: what is sealed and waits for the socket would follow its row to another link's address."""
+        waiting = self._sealed_rows[: self._sealed] == row
+        if not waiting.any():
+            return
+        self._pool.give(self._sealed_slots[: self._sealed][waiting])
+        left = int((~waiting).sum())
+        self._sealed_slots[:left] = self._sealed_slots[: self._sealed][~waiting]
+        self._sealed_rows[:left] = self._sealed_rows[: self._sealed][~waiting]
+        self._sealed = left
+
     def _drop_wiped(self) -> None:
         """Packets whose session ended under them were wiped instead of sealed: they are all zero, and never leave."""
         packets = self._pool.packets.reshape(-1, PACKET_SIZE)

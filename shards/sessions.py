@@ -1,7 +1,10 @@
 """Session rows of one worker: allocating, installing keys, forgetting.
 
 Place on a packet's way: none; it writes what `find_sessions`, `open_packets` and `seal_packets` read. The rows are the truth; the
-lookup by CID and the free list are derived when a worker starts. Source: docs/protocol.md, "Link protection".
+lookup by CID and the free list are derived when a worker starts.
+
+A row that was dropped rests until the turn ends: packets of the same batch were opened under its old keys and still name it,
+and must not be taken for packets of whatever link the row is given to next. Source: docs/protocol.md, "Link sessions".
 """
 
 from collections.abc import Iterable
@@ -55,6 +58,7 @@ class SessionRows:
         for row in np.flatnonzero(self.sessions["state"] == SESSION_HELD):  # its worker died while writing it
             wipe_session(self._columns, int(row))
         self._free = [int(row) for row in np.flatnonzero(self.sessions["state"] == SESSION_FREE)[::-1]]
+        self._resting: list[int] = []  # dropped in this turn
 
     def live(self) -> list[int]:
         """Rows that can receive."""
@@ -111,7 +115,12 @@ class SessionRows:
         return peer["tag"].tobytes(), peer["node"].tobytes() if peer["known"] else None
 
     def drop(self, row: int) -> None:
-        """Forget a session: keys and window become zero."""
+        """Forget a session: keys and window become zero. The row may be used again after `recycle`."""
         self._table.drop(cid_key(self.sessions[row]["local_cid"].tobytes()))
         wipe_session(self._columns, row)
-        self._free.append(row)
+        self._resting.append(row)
+
+    def recycle(self) -> None:
+        """Nothing names the rows dropped so far any more: no packet of a batch, and none that waits to be sealed."""
+        self._free += self._resting
+        self._resting.clear()

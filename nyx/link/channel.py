@@ -200,6 +200,11 @@ class Channel:
         self._next += 1
         return control
 
+    @property
+    def waiting(self) -> int:
+        """How many control packets are queued or open."""
+        return len(self._items)
+
     def acknowledged(self, control: int) -> bool:
         """Whether the peer has this number."""
         return 0 <= control < self._next and control not in self._items
