@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SECOND: Final = 1_000_000_000
 _REQUESTS_PER_TURN: Final = 16
-_STATES: Final = {LinkState.HANDSHAKE: "handshake", LinkState.KEYING: "handshake", LinkState.UP: "up", LinkState.OLD: "up"}
+_STATES: Final = {LinkState.HANDSHAKE: "handshake", LinkState.KEYING: "handshake", LinkState.UP: "up"}
 
 
 class Admin:

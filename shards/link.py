@@ -21,7 +21,6 @@ class LinkState(Enum):
     HANDSHAKE = "handshake"
     KEYING = "keying"
     UP = "up"
-    OLD = "old"
     GONE = "gone"
 
 

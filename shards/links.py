@@ -8,7 +8,8 @@ name it. A worker that answers a stranger hands the new link to worker 0.
     KEYING      session 0 of generation 0 stands, exchange on  -> UP when we may send under generation 1; gone after 10 s, without
                 a word to a stranger who has shown no key yet
     UP          sessions of generation 1 carry circuits        -> gone by CLOSE, failed retransmission, 60 s of silence
-    OLD         found in memory by a restarted worker: cells pass, its control channel ended with the last life
+
+    A restarted worker finds its links of generation 1 in memory, UP: sessions, and where their control channels stand.
 
 Size: every event that moves a link through its states is here, so that the table above can be checked against one file.
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from nyx.crypto.keys import PublicKeys
 from nyx.errors import RemoteProtocolError
-from nyx.link.channel import QUEUE_LIMIT, CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
+from nyx.link.channel import DEFAULT_RTT, QUEUE_LIMIT, CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
 from nyx.link.frames import Close, Crypto, Destroy, Frame, NewCid, Ping, ReceiveWindow
 from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTable, check_mac1, respond
 from nyx.link.upgrade import LinkUpgrade
@@ -134,7 +135,7 @@ class Links:
         link = self._by_node.get(node_id)
         if node is None:
             self._resolve(node_id, None)
-        elif link is None or link.state is LinkState.OLD or (link.state is LinkState.UP and not link.retire):
+        elif link is None or (link.state is LinkState.UP and not link.retire):
             self._open(node, now, wall)
 
     def _own(self, link: Link) -> list[int]:
@@ -309,7 +310,7 @@ class Links:
             return False
         link.sessions[secrets.generation, index] = row
         self._by_row[row] = link
-        link.channels[secrets.generation, index] = Channel(link.rtt) if link.rtt else Channel()
+        link.channels[secrets.generation, index] = Channel(link.rtt or DEFAULT_RTT, self._rows.control(row))
         return True
 
     def _on_keys(self, link: Link, secrets: LinkSecrets, now: int) -> None:
@@ -432,6 +433,8 @@ class Links:
             self.circuits.on_destroy(link, frame.circuit, frame.reason, now)
         elif isinstance(frame, ReceiveWindow):
             link.window = max(1, frame.packets)
+            for row in link.sessions.values():
+                self._rows.sessions[row]["window_packets"] = link.window
         elif isinstance(frame, Close):
             self._end(link, now)
         elif isinstance(frame, Crypto | NewCid) and not link.upgrade:
@@ -493,7 +496,7 @@ class Links:
                 self._again(link, now, wall)
             elif link.state is LinkState.KEYING and now >= link.due:
                 self._give_up(link, now)
-            elif link.state in {LinkState.UP, LinkState.OLD}:
+            elif link.state is LinkState.UP:
                 self._keep(link, now)
         for node in [node for node, until in self._wait_until.items() if now >= until]:
             self._resolve(node, None)
@@ -555,7 +558,7 @@ class Links:
         self._by_number.pop(link.row, None)
         if link.node and self._by_node.get(link.node) is link:
             self._replace(link.node)
-        if was in {LinkState.UP, LinkState.OLD}:
+        if was is LinkState.UP:
             self._row[Counter.LINKS_CLOSED] += 1
             self.circuits.on_link_lost(link, now)
         self._batch.outbox.flush(now)  # a CLOSE leaves before its keys go
@@ -587,19 +590,25 @@ class Links:
     # ------------------------------------------------------------ a new life, and what others ask
 
     def _adopt(self, row: int) -> None:
-        """A session of the last life: its link carries cells; its control channel cannot be taken up again."""
+        """A session of the last life: its link carries cells, and its control channel goes on."""
         session = self._rows.sessions[row]
         number = int(session["link"])
         link = self._by_number.get(number)
         if link is None:
             tag, node = self._rows.peer(row)
             initiator = bool(session["initiator"])
-            link = Link(number, tag, node, session["address"].tobytes(), initiator, 0, LinkState.OLD, int(session["suite"]))
+            link = Link(number, tag, node, session["address"].tobytes(), initiator, 0, LinkState.UP, int(session["suite"]))
             link.created = int(session["last_in"])
+            link.window = int(session["window_packets"]) or WINDOW_UNKNOWN
             self._add(link)
+            if node:
+                self._by_node[node] = link
         generation = int(session["rekey_in"])
         link.sending = max(link.sending, generation)
-        link.sessions[generation, int(session["index"])] = row
+        key = (generation, int(session["index"]))
+        link.sessions[key] = row
+        link.channels[key] = Channel.resume(self._rows.control(row))
+        self._busy.add((link.tag, *key))
         self._by_row[row] = link
 
     def all(self) -> list[Link]:
@@ -609,4 +618,4 @@ class Links:
     @property
     def count_up(self) -> int:
         """Links that carry circuits."""
-        return sum(link.state in {LinkState.UP, LinkState.OLD} for link in self._by_tag.values())
+        return sum(link.state is LinkState.UP for link in self._by_tag.values())

@@ -53,6 +53,7 @@ class SessionRows:
         self._columns = context.columns
         self.sessions: NDArray[Any] = context.columns["sessions"]
         self._peers: NDArray[Any] = context.columns["session_peers"]
+        self._control: NDArray[Any] = context.columns["session_control"]
         self._table = table
         self.suites = suites
         for row in np.flatnonzero(self.sessions["state"] == SESSION_HELD):  # its worker died while writing it
@@ -90,6 +91,7 @@ class SessionRows:
         row = self._free.pop()
         session, keys = self.sessions[row], secrets.session_keys(index)
         session["state"] = SESSION_HELD
+        self._control[row : row + 1].view(np.uint8)[:] = 0
         session["link"], session["index"], session["initiator"] = link, index, int(secrets.initiator)
         session["suite"], session["window_packets"] = secrets.suite, window
         session["rekey_in"] = session["rekey_out"] = secrets.generation
@@ -114,10 +116,15 @@ class SessionRows:
         peer = self._peers[row]
         return peer["tag"].tobytes(), peer["node"].tobytes() if peer["known"] else None
 
+    def control(self, row: int) -> Any:
+        """What the session's control channel keeps over a worker's death."""
+        return self._control[row]
+
     def drop(self, row: int) -> None:
         """Forget a session: keys and window become zero. The row may be used again after `recycle`."""
         self._table.drop(cid_key(self.sessions[row]["local_cid"].tobytes()))
         wipe_session(self._columns, row)
+        self._control[row : row + 1].view(np.uint8)[:] = 0
         self._resting.append(row)
 
     def recycle(self) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Column
 from nyx.config import Config
+from nyx.link.channel import control_columns
 from nyx.link.handshake import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
@@ -68,6 +69,7 @@ def worker_columns(config: Config) -> list[Column]:
     return [
         *session_columns(sessions),
         *peer_columns(sessions),
+        *control_columns(sessions),
         *replay_columns(),
         *circuit_columns(limits.circuits),
         *filter_columns(FILTER_BUCKETS),

@@ -13,6 +13,10 @@ retransmission keeps it under a new packet number. Number c is sent only once c 
   as its duplicate. All copies of c - 256 were sealed before c - 64 was first sent, so they fail the test; all copies of c
   were sealed after every copy of c - 64, so they pass it.
 
+What a new life of the worker needs stands in a record of memory that outlives it (CONTROL): the numbers sent and acknowledged,
+and what came under which packet number. The contents of what was under way are lost with the worker: `Channel.resume` sends a
+PING under each number that may be missing, so that no number is skipped and the peer's rule above goes on holding.
+
 Delivery is exactly once and not in order. A packet of header byte 0x41 is unnumbered: LINK_ACK, CLOSE and padding alone.
 
     state    left by                                   sends
@@ -25,8 +29,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
+
+from nyx.columns import Column
 from nyx.errors import LocalProtocolError, RemoteProtocolError
 from nyx.link.frames import LINK_ACK_SIZE, LINK_FRAMES_SIZE, Close, Frame, LinkAck, Ping, Pong, decode, encode
 from nyx.wire.codes import Drop
@@ -49,6 +56,26 @@ _CELL_HEADERS: Final = {
 }
 _LINK_ID: Final = bytes(CIRCUIT_ID_SIZE)
 _BITS: Final = (1 << CONTROL_FLIGHT) - 1
+
+
+_RECALLED: Final = 256  # numbers whose packet number the record keeps
+
+CONTROL: Final = np.dtype(
+    [
+        ("sent_next", "i8"),  # stored before the packet is sealed
+        ("base", "i8"),
+        ("turn", "i8"),  # which of the two copies below counts: the commit word
+        ("received_next", "i8", (2,)),
+        ("bitmap", "u8", (2,)),
+        ("packets", "u4", (_RECALLED,)),  # low 32 bits of the packet number of control number c, at c mod 256
+    ],
+    align=True,
+)
+
+
+def control_columns(sessions: int) -> list[Column]:
+    """A record for each session row."""
+    return [Column("session_control", CONTROL, sessions)]
 
 
 class Outgoing(NamedTuple):
@@ -114,12 +141,15 @@ class _Item:
 class _Arrivals:
     """Which control numbers came, and under which packet numbers: the receiving half."""
 
-    __slots__ = ("_packet_of", "bitmap", "largest")
+    __slots__ = ("_memory", "_packet_of", "bitmap", "largest")
 
-    def __init__(self) -> None:
-        self.largest = -1
-        self.bitmap = 0
-        self._packet_of: dict[int, int] = {}
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        turn = int(memory["turn"])
+        self.largest = int(memory["received_next"][turn]) - 1
+        self.bitmap = int(memory["bitmap"][turn])
+        recent = range(max(0, self.largest - 2 * CONTROL_FLIGHT + 1), self.largest + 1)
+        self._packet_of = {c: int(memory["packets"][c % _RECALLED]) for c in recent if self.seen(c)}
 
     @property
     def remembered(self) -> int:
@@ -154,15 +184,28 @@ class _Arrivals:
             self.bitmap |= 1 << (-ahead - 1)
         self._packet_of[control] = number
         self._packet_of.pop(control - 4 * CONTROL_FLIGHT, None)
+        self._remember(control, number)
+
+    def _remember(self, control: int, number: int) -> None:
+        """Two copies and a word that says which counts: a worker killed at any store leaves one of them whole."""
+        memory, other = self._memory, 1 - int(self._memory["turn"])
+        memory["packets"][control % _RECALLED] = number & 0xFFFFFFFF
+        memory["received_next"][other] = self.largest + 1
+        memory["bitmap"][other] = self.bitmap
+        memory["turn"] = other
 
 
 class Channel:
-    """One session's control channel, both halves. `rtt` is the handshake's round trip in nanoseconds, if known."""
+    """One session's control channel, both halves. `rtt` is the handshake's round trip in nanoseconds, if known.
 
-    def __init__(self, rtt: int = DEFAULT_RTT) -> None:
+    `memory` is a record of CONTROL, all zero for a new channel; without one the channel keeps its own.
+    """
+
+    def __init__(self, rtt: int = DEFAULT_RTT, memory: Any = None) -> None:
         self.state = ChannelState.OPEN
         self.srtt = max(1, rtt)
-        self._arrivals = _Arrivals()
+        self._memory = np.zeros(1, CONTROL)[0] if memory is None else memory
+        self._arrivals = _Arrivals(self._memory)
         self._items: dict[int, _Item] = {}  # control number -> waiting or open, in order
         self._next = 0  # number of the next packet put in the queue
         self._sent_next = 0  # number of the next packet sent for the first time
@@ -175,6 +218,17 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"Channel({self.state.value}, open={len(self._items)}, next={self._next}, received={self._arrivals.largest + 1})"
+
+    @classmethod
+    def resume(cls, memory: Any, rtt: int = DEFAULT_RTT) -> "Channel":
+        """The channel that an earlier life of this worker left in its record."""
+        channel = cls(rtt, memory)
+        channel._base = int(memory["base"])
+        channel._next = channel._sent_next = int(memory["sent_next"])
+        filler = encode([Ping(0)])
+        for control in range(channel._base, channel._sent_next):
+            channel._items[control] = _Item(HEADER_FRAMES, filler, 0, tries=2)  # due at once, and no sample of the round trip
+        return channel
 
     # ------------------------------------------------------------ sending
 
@@ -238,6 +292,7 @@ class Channel:
                 return control
         if self._sent_next < min(self._next, self._base + CONTROL_FLIGHT):
             self._sent_next += 1
+            self._memory["sent_next"] = self._sent_next
             return self._sent_next - 1
         return None
 
@@ -372,6 +427,7 @@ class Channel:
             self.srtt += (max(1, min(samples)) - self.srtt) // 8
         while self._base < self._sent_next and self._base not in self._items:
             self._base += 1
+        self._memory["base"] = self._base
 
     def next_event(self) -> Event | None:
         """The oldest event not yet taken."""

@@ -14,6 +14,7 @@ import numpy as np
 from nyx.columns import allocate
 from nyx.crypto.keys import StaticKeys
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
+from nyx.link.channel import control_columns
 from nyx.link.handshake import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
@@ -98,8 +99,8 @@ class SmallNode:
         self.path = SimpleNamespace(circuits_ahead=ahead, hops=3, allow_loopback=True)
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
-            [*session_columns(48), *peer_columns(48), *replay_columns(), *circuit_columns(8), *filter_columns(1 << 8),
-             *stream_columns(8, 8, RING)]
+            [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(8),
+             *filter_columns(1 << 8), *stream_columns(8, 8, RING)]
         )  # fmt: skip
         self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1)])
         self.secret = int.from_bytes(self.entropy(8), "big")

@@ -298,7 +298,7 @@ def test_a_restart_repeats_no_packet_number_and_keeps_no_key_of_the_exchange(net
     }
     relay.restart()
     assert generations(relay) == [1, 1, 1, 1]
-    assert only_link(relay).state is LinkState.OLD
+    assert only_link(relay).state is LinkState.UP
     assert all(int(relay.columns["sessions"][row]["send_next"]) >= number for row, number in before.items())
 
 
@@ -313,14 +313,37 @@ def test_a_half_made_link_does_not_outlive_its_worker(net):
     assert not relay.columns["sessions"].view(np.uint8).any()
 
 
-def test_an_adopted_link_takes_no_build(net, rng):
+def test_the_control_channels_of_a_link_go_on_when_a_worker_dies_on_either_side(net, rng):
+    """Far more packets than one window, with deaths between, and in the middle of what is under way."""
     client, relay = net.clients[0], net.relays[0]
     link = net.link(client, 0)
+    for number in range(12):
+        for circuit in range(20):
+            client.links.send_destroy(link, link.sessions[1, 0], 1 + circuit, 0)
+            mine = only_link(relay)
+            relay.links.send_destroy(mine, mine.sessions[1, 0], 100 + circuit, 0)
+            client.turn(net.now, net.wall)
+        net.run(0.004 if number % 3 == 0 else 0.3)
+        (client, relay)[number % 2].restart()
+        link = only_link(client)
+    net.run(3)
+    for node in (client, relay):
+        assert only_link(node).state is LinkState.UP
+        assert all(channel.waiting == 0 for channel in only_link(node).channels.values())
+    assert client.links.find(relay.keys.public.node_id) is only_link(client)
+
+
+def test_a_circuit_is_built_over_links_that_a_dead_worker_made(net):
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
     relay.restart()
-    client.links.send_cell(link, link.sessions[1, 0], KIND_BUILD, 0, 5, rng.randbytes(1224))
+    client.restart()
+    built: list[Any] = []
+    client.links.want(net.node_of(0), built.append, net.now, net.wall)
+    assert built == [only_link(client)]
+    client.links.send_cell(built[0], built[0].sessions[1, 0], KIND_BUILD, 0, 5, bytes(1224))
     net.run(0.1)
-    assert relay.desk.hops._collecting == {}
-    assert relay.drops(Drop.NOT_READY) >= 1
+    assert len(relay.desk.hops._collecting) == 1
 
 
 # ---------------------------------------------------------------- workers among themselves
