@@ -99,6 +99,7 @@ class Streams:
     """All connections and streams of one worker, over its columns (`stream_columns`)."""
 
     def __init__(self, columns: Columns, ring: int, entropy: Entropy | None = None) -> None:
+        self.columns = columns
         self.connections: NDArray[Any] = columns["connections"]
         self.streams: NDArray[Any] = columns["streams"]
         self.tx: NDArray[np.uint8] = columns["stream_tx"]

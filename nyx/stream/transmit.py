@@ -163,7 +163,8 @@ def _emit(
         c["eliciting_at"] = now
         c["probes"] = max(c["probes"] - 1, 0)
         if c["flight"] == 1:
-            c["progress_at"] = now
+            if c["pto_count"] == 0:  # else a probe: the peer has been silent for longer
+                c["progress_at"] = now
             arm(desk, now + probe_time(c))
         pace(c, now)
     c["cells_out"] += 1

@@ -56,6 +56,7 @@ class End:
     ids: dict[int, int] = field(default_factory=dict)  # row -> stream id
     past: list[tuple[int, bytearray, bytearray]] = field(default_factory=list)
     cells: int = 0
+    tape: list[bytes] | None = None  # every cell it sends, when somebody wants them
 
     def history(self, *, written: bool = False) -> list[tuple[int, bytes]]:
         """Stream id and the bytes read (or written), for every stream there was."""
@@ -158,6 +159,8 @@ class Network:
     def _fly(self, end: End, cell: bytes) -> None:
         link = end.link
         end.cells += 1
+        if end.tape is not None:
+            end.tape.append(cell)
         if self.rng.random() < link.loss:
             link.lost += 1
             return
@@ -190,6 +193,9 @@ class Network:
         n = len(offsets)
         rows = np.full(n, end.connection, np.int64)
         return end.streams.receive(self.pool, np.array(offsets, np.int64), rows, np.array(sequences, np.int64), n, self.now)
+
+    def tick(self, end: End) -> None:
+        end.streams.on_timeout(self.now)
 
     def _events(self, end: End) -> None:
         while (event := end.streams.next_event()) is not None:
@@ -230,7 +236,7 @@ class Network:
             if arrived:
                 self.deliver(end, [item[4] for item in arrived])
             if end.streams.next_timeout() <= self.now:
-                end.streams.on_timeout(self.now)
+                self.tick(end)
             check_invariants(end.streams)
             self._events(end)
         return True
