@@ -74,12 +74,13 @@ demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
 .PHONY: bench
-bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, and one stream through 1, 2, 3 and 5 hops
+bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stream through 1, 2, 3 and 5 hops, and kills
 	$(BIN)/python -m bench.crypto
 	$(BIN)/python -m bench.streams
 	$(BIN)/python -m bench.udp
 	$(BIN)/python -m bench.cli
 	$(BIN)/python -m bench.stream
+	$(BIN)/python -m bench.kills
 
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-build-isolation \

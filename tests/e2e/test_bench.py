@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SMALL = {
     "bench.cli": ["--runs", "2"],
+    "bench.kills": ["--kills", "6", "--mib", "4", "--gap", "0.3"],
     "bench.crypto": ["--rounds", "3"],
     "bench.streams": ["--megabytes", "2", "--loss", "1"],
     "bench.udp": ["--seconds", "0.2"],
