@@ -162,6 +162,7 @@ DESK_RX: Final = 10
 DESK_BORN: Final = 11  # streams ever born here: tells rows' lives apart
 DESK_ROWS: Final = 12  # address of "streams"
 DESK_LINKS: Final = 13  # address of "connections"
+DESK_TOP: Final = 14  # rows of streams from here on are free: who looks at all streams stops there
 DESK_HEADER: Final = 16  # then: ready queue, event queue, free rows, ranges (lo, hi), refusals
 
 

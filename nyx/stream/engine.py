@@ -31,6 +31,7 @@ from nyx.stream.columns import (
     DESK_RX,
     DESK_STREAMS,
     DESK_TIMER,
+    DESK_TOP,
     DESK_TX,
     EVENT,
     FLIGHT,
@@ -303,6 +304,11 @@ class Streams:
     def free_rows(self) -> int:
         """How many stream rows are free."""
         return int(self._desk[DESK_FREE])
+
+    @property
+    def top(self) -> int:
+        """All stream rows from this one on are free."""
+        return int(self._desk[DESK_TOP])
 
     def id_rows(self, connection: int) -> NDArray[np.int32]:
         """By half a stream id: row + 1, or minus the second in which it ended - 1, or 0."""

@@ -91,4 +91,6 @@ def check_invariants(streams: Streams) -> None:
     used = (streams.streams["state"] != FREE) & (streams.streams["state"] != DONE)
     for row in np.flatnonzero(used).tolist():
         _check_stream(streams, row)
+    rows = np.flatnonzero(streams.streams["state"] != FREE)
+    _hold(not len(rows) or int(rows[-1]) < streams.top, "a live row lies beyond the top")
     _hold(streams.free_rows == int((streams.streams["state"] == FREE).sum()), "free rows are not what the desk counts")

@@ -18,6 +18,7 @@ from nyx.stream.columns import (
     DESK_RING,
     DESK_ROWS,
     DESK_STREAMS,
+    DESK_TOP,
     DO_REFUSE,
     DO_RESET,
     DO_STOP,
@@ -67,6 +68,7 @@ def bear_stream(desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids,
     listed = np.int64(s["listed"])  # the row's last life may still stand in the event queue
     wipe(desk[DESK_ROWS] + row * _ROW, _ROW)
     desk[DESK_BORN] += 1
+    desk[DESK_TOP] = max(desk[DESK_TOP], row + 1)
     s["listed"] = listed
     s["born"] = desk[DESK_BORN]
     s["connection"] = connection
@@ -176,7 +178,7 @@ def stop_receiving(desk: Desk, c: Record, streams: Rows, s: Record, row: Int, co
 @called
 def abandon_streams(desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids, bits: Bytes, code: Int, now: Int) -> None:
     """The connection is dead: all its streams are closed; those that were released, or never announced, are freed."""
-    for row in range(desk[DESK_STREAMS]):
+    for row in range(desk[DESK_TOP]):
         s = streams[row]
         if s["state"] != FREE and s["connection"] == connection and s["orphan"] == 0:
             silent = s["released"] != 0 or s["state"] == EARLY

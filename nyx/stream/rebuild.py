@@ -19,6 +19,7 @@ from nyx.stream.columns import (
     DESK_RING,
     DESK_STREAMS,
     DESK_TIMER,
+    DESK_TOP,
     DO_LIMIT,
     DO_OPEN,
     DO_REFUSE,
@@ -120,7 +121,7 @@ def _remind(desk: Desk, c: Record, s: Record, row: Int) -> None:
 def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: Bytes, refusals: Words, now: Int) -> Int:
     """Returns how many streams live on."""
     ring = np.int64(desk[DESK_RING])
-    for at in (DESK_READY, DESK_READY + 1, DESK_EVENTS, DESK_EVENTS + 1, DESK_FREE):
+    for at in (DESK_READY, DESK_READY + 1, DESK_EVENTS, DESK_EVENTS + 1, DESK_FREE, DESK_TOP):
         desk[at] = 0
     desk[DESK_TIMER] = NEVER
     for k in range(desk[DESK_CONNECTIONS]):
@@ -137,6 +138,7 @@ def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: By
             push_free(desk, row)
             continue
         desk[DESK_BORN] = max(desk[DESK_BORN], s["born"])
+        desk[DESK_TOP] = max(desk[DESK_TOP], row + 1)
         live += 1
         connection = np.int64(s["connection"])
         c = connections[connection]

@@ -22,6 +22,7 @@ from nyx.stream.columns import (
     ADDRESS,
     CONNECTION,
     DESK_STREAMS,
+    DESK_TOP,
     DO_OPEN,
     DO_PONG,
     DO_RESPONSE,
@@ -203,7 +204,7 @@ def _raise_data_max(desk: Desk, c: Record, connection: Int, streams: Rows, limit
         c["data_max"] = limit
         if c["starved"] > 0:
             c["starved"] = 0
-            for row in range(desk[DESK_STREAMS]):
+            for row in range(desk[DESK_TOP]):
                 s = streams[row]
                 if s["starved"] and s["connection"] == connection:
                     s["starved"] = 0

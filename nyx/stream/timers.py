@@ -13,8 +13,8 @@ from nyx.stream.columns import (
     CLOSED_SILENT,
     CONNECTION,
     DESK_CONNECTIONS,
-    DESK_STREAMS,
     DESK_TIMER,
+    DESK_TOP,
     DO_PING,
     EARLY,
     LIVE,
@@ -38,7 +38,7 @@ IDLE: Final = 120 * SECOND
 def _drop_early(desk: Desk, c: Record, connection: Int, streams: Rows, ids: Ids, bits: Bytes, refusals: Words, now: Int) -> None:
     """Data whose OPEN did not come: it was acknowledged, so the stream cannot be had any more, and the client is told."""
     c["early_at"] = 0
-    for row in range(desk[DESK_STREAMS]):
+    for row in range(desk[DESK_TOP]):
         s = streams[row]
         if s["state"] == EARLY and s["connection"] == connection:
             number = np.int64(s["id"])

@@ -22,6 +22,7 @@ from nyx.stream.columns import (
     DESK_LINKS,
     DESK_READY,
     DESK_STREAMS,
+    DESK_TOP,
     DO_LIMIT,
     DO_PING,
     DO_PONG,
@@ -193,8 +194,10 @@ def _look(desk: Desk, connections: Rows, streams: Rows, row: Int) -> None:
 def look_at_streams(connections: Rows, streams: Rows, desk: Desk, rows: NDArray[np.int64], n: Int) -> Int:
     """Notice that the pump moved tx_head or rx_tail of these streams; n < 0: of all."""
     if n < 0:
-        for row in range(desk[DESK_STREAMS]):
+        for row in range(desk[DESK_TOP]):
             _look(desk, connections, streams, row)
+        while desk[DESK_TOP] > 0 and streams[desk[DESK_TOP] - 1]["state"] == FREE:
+            desk[DESK_TOP] -= 1
     for k in range(n):
         _look(desk, connections, streams, np.int64(rows[k]))
     return np.int64(desk[DESK_READY + 1])
