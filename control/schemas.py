@@ -113,17 +113,20 @@ class Circuits(Document):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream; `target` is told for own streams on demand only, `reason` says why one ended or failed."""
+    """One stream; `target` is told for own streams on demand only, `reason` says why one ended or failed.
 
-    id: int
+    One that failed has no `id` and no bytes any more.
+    """
+
+    id: int | None
     worker: int
     circuit: int | None
     role: str
     state: str
     target: str | None
     age: float
-    bytes_in: int
-    bytes_out: int
+    bytes_in: int | None
+    bytes_out: int | None
     reason: str | None
 
 

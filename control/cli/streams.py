@@ -26,9 +26,9 @@ def command(state: State, *, show_targets: bool) -> None:
 
 
 def _cells(row: dict[str, Any], *, show_targets: bool) -> list[str]:
-    circuit = "-" if row["circuit"] is None else str(row["circuit"])
-    cells = [str(row["worker"]), str(row["id"]), circuit, row["role"], row["state"], duration(row["age"])]
-    cells += [size(row["bytes_in"]), size(row["bytes_out"])]
+    number, circuit = ("-" if row[name] is None else str(row[name]) for name in ("id", "circuit"))
+    cells = [str(row["worker"]), number, circuit, row["role"], row["state"], duration(row["age"])]
+    cells += ["-" if row[name] is None else size(row[name]) for name in ("bytes_in", "bytes_out")]
     if show_targets:
         cells.append(row["target"] or "")
     return [*cells, row["reason"] or ""]

@@ -79,6 +79,14 @@ def test_circuits_and_streams_for_people(tmp_path, ctl):
         assert "secret.example:80" in out
 
 
+def test_a_stream_that_failed_has_lost_its_number_and_its_bytes(tmp_path, ctl):
+    gone = stream(None, circuit=None, state="closed", bytes_in=None, bytes_out=None, reason="the target refused the connection")
+    with node(tmp_path, [answers() | {"streams": ("streams", [stream(7), gone])}]) as running:
+        _, out, _ = ctl("--socket", running.socket, "streams")
+        assert out.splitlines()[2].split()[:9] == ["0", "-", "-", "client", "closed", "250", "ms", "-", "-"]
+        assert fits(ctl("--socket", running.socket, "streams", "--json")[1])["streams"][1]["bytes_in"] is None
+
+
 def test_a_circuit_is_closed_or_not_found(tmp_path, ctl):
     with node(
         tmp_path, [answers() | {"close_circuit": {"closed": True}}, answers(1) | {"close_circuit": "no circuit 9"}]
