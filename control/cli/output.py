@@ -15,13 +15,17 @@ def print_json(document: Document | dict[str, Any]) -> None:
     import json
 
     value = document if isinstance(document, dict) else document.to_json()
-    indent = 2 if sys.stdout.isatty() else None
+    indent = 2 if _terminal() else None
     click.echo(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def coloured() -> bool:
     """Whether stdout is a terminal whose user wants colour (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return _terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None: the caller closed it
 
 
 def style(text: str, **kwargs: Any) -> str:
