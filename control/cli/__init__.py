@@ -58,7 +58,11 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_EPILOG: Final = """Exit codes: 0 ok, 1 failure, 2 wrong use, 3 no node answers, 4 not ready (with --check or --wait),
+5 not allowed, 6 no answer in time, 78 bad configuration, 130 interrupted."""
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--socket", metavar="PATH", envvar="NYX_SOCKET", help="The node's control socket.")
 @click.option("--config", metavar="FILE", envvar="NYX_CONFIG", help="The node's configuration file, which names the socket.")
 @click.option("--node", metavar="NAME", help="A node of the test network, by its alias.")
@@ -91,8 +95,12 @@ def run(args: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILURE
+        state.json = state.json or "--json" in args  # an option before it may be the wrong one
+        exit_code, code = (EXIT_USAGE, "usage") if isinstance(error, click.UsageError) else (EXIT_FAILURE, "failure")
+        if not state.json:
+            error.show()
+            return exit_code
+        return _fail(state, exit_code, code, error.format_message())
     except click.Abort:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:

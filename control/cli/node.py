@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from control import client
+from control.cli.output import program
 from control.cli.state import EXIT_DENIED, EXIT_FAILURE, EXIT_TIMEOUT, EXIT_UNREACHABLE, Failure, State
 from control.places import default_sockets, load_record, testnet_dir
 
@@ -40,7 +41,7 @@ def _testnet_socket(alias: str) -> Path:
     record = load_record(testnet_dir(os.environ))
     nodes = {node["alias"]: node for node in record["nodes"]} if record else {}
     if alias not in nodes:
-        known = ", ".join(nodes) if nodes else "no test network is up; start one with: nyxctl testnet up"
+        known = ", ".join(nodes) if nodes else f"no test network is up; start one with: {program()} testnet up"
         raise Failure(EXIT_UNREACHABLE, "unreachable", f"there is no node {alias!r} in the test network ({known})")
     return Path(nodes[alias]["socket"])
 
@@ -50,4 +51,8 @@ def ask(state: State, op: str, args: Mapping[str, Any] | None = None) -> dict[st
     try:
         return client.ask(find_socket(state), op, args, state.timeout or client.TIMEOUT)
     except client.ClientError as error:
+        if error.code == "unreachable" and not (state.socket or state.node or state.config):
+            looked = ", ".join(map(str, default_sockets(os.environ)))
+            message = f"{error}\nlooked for: {looked}\na whole network to try: {program()} testnet demo"
+            raise Failure(EXIT_UNREACHABLE, error.code, message) from error
         raise Failure(_EXIT_OF.get(error.code, EXIT_FAILURE), error.code, str(error)) from error

@@ -12,7 +12,7 @@ from control.schemas import DOCUMENTS, Schemas, json_schema
 @json_option
 @click.pass_obj
 def command(state: State, name: str | None) -> None:
-    """Print the JSON Schema of a document, or list the documents."""
+    """Print the JSON Schema of a document (nyx.status, or just status), or list the documents."""
     if name is None:
         if state.json:
             print_json(Schemas({n: c.VERSION for n, c in DOCUMENTS.items()}))
@@ -24,6 +24,7 @@ def command(state: State, name: str | None) -> None:
                 )
             )
         return
-    if name not in DOCUMENTS:
-        raise Failure(EXIT_USAGE, "usage", f"there is no document {name!r}: {', '.join(DOCUMENTS)}")
-    print_json(json_schema(name))
+    known = name if name in DOCUMENTS else f"nyx.{name}"
+    if known not in DOCUMENTS:
+        raise Failure(EXIT_USAGE, "usage", f"there is no document {name!r}; the list of them: nyxctl schema")
+    print_json(json_schema(known))

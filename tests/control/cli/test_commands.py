@@ -119,6 +119,8 @@ def test_no_node_is_code_3_and_waiting_for_none_too(ctl, tmp_path):
     code, out, err = ctl("status")
     assert (code, out) == (3, "")
     assert "is nyxd running?" in err
+    assert str(tmp_path / ".local/state/nyx/testnet/alice/run/control.sock") in err
+    assert err.endswith("a whole network to try: nyxctl testnet demo\n")
     assert ctl("--timeout", "0.2", "status", "--wait")[0] == 3
     code, out, err = ctl("--socket", tmp_path / "none", "peers", "--json")
     assert (code, fits(out)["code"], err) == (3, "unreachable", "")
@@ -145,6 +147,17 @@ def test_wrong_use_is_code_2(ctl, args):
     assert "Usage: nyxctl" in err
     if args == ["statu"]:
         assert "did you mean 'status'?" in err
+    code, out, err = ctl(*args, "--json")
+    assert (code, fits(out)["code"], err) == (2, "usage", "")
+
+
+def test_stdout_may_be_closed(tmp_path):
+    with node(tmp_path) as running:
+        command = [sys.executable, "-c", "from control.cli import main; main()", "--socket", str(running.socket), "status"]
+        for option in ([], ["--json"]):
+            shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command, *option]
+            result = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=30)
+            assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_config_check_and_show(ctl, tmp_path):
@@ -190,6 +203,7 @@ def test_paths_version_and_schemas(ctl, tmp_path):
     assert set(fits(ctl("schema", "--json")[1])["documents"]) == set(DOCUMENTS)
     assert "nyx.circuits" in ctl("schema")[1]
     assert json.loads(ctl("schema", "nyx.status")[1])["properties"]["schema"] == {"const": "nyx.status"}
+    assert ctl("schema", "status")[1] == ctl("schema", "nyx.status")[1]
     assert ctl("schema", "nyx.nothing")[0] == 2
 
 
@@ -205,6 +219,7 @@ def test_every_command_has_help_and_json(ctl, command):
 def test_help_names_every_command_and_imports_none(ctl):
     _, out, _ = ctl("--help")
     assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert "78 bad configuration" in " ".join(out.split())
     heavy = ["numpy", "numba", "asyncio", "pydantic", "cryptography", "nyx.config", "json", "socket"]
     code = "import sys; from control.cli import run; run(['--help'])\n"
     code += f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
