@@ -1,6 +1,7 @@
 """Where things are for this user: configuration, state, sockets, the test network, by the XDG rules."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,12 @@ def default_sockets(environ: Environ) -> list[Path]:
     """Control sockets to try in this order: the user's node, the system's, the test network's client."""
     mine = Path(environ.get("NYX_NODE_RUN_DIR") or run_home(environ))
     return [folder / "control.sock" for folder in (mine, SYSTEM_RUN, testnet_dir(environ) / CLIENT / "run")]
+
+
+def program() -> str:
+    """How this very command was called, so that a line for the user to copy works: nyxctl, or the path to it."""
+    called = sys.argv[0]
+    return called if "/" in called and called.endswith("/nyxctl") else "nyxctl"
 
 
 def load_record(folder: Path) -> dict[str, Any] | None:

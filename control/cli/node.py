@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from control import client
-from control.cli.output import program
 from control.cli.state import EXIT_DENIED, EXIT_FAILURE, EXIT_TIMEOUT, EXIT_UNREACHABLE, Failure, State
-from control.places import default_sockets, load_record, testnet_dir
+from control.places import default_sockets, load_record, program, testnet_dir
 
 _EXIT_OF: Final = {"denied": EXIT_DENIED, "timeout": EXIT_TIMEOUT, "unreachable": EXIT_UNREACHABLE}
 

@@ -72,12 +72,6 @@ def size(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def program() -> str:
-    """How this very command was called, so that a line for the user to copy works: nyxctl, or the path to it."""
-    called = sys.argv[0]
-    return called if "/" in called and called.endswith("/nyxctl") else "nyxctl"
-
-
 def plural(count: int, word: str) -> str:
     """1 circuit, 2 circuits."""
     return f"{count} {word}{'' if count == 1 else 's'}"

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
-from control.cli.output import duration, echo, print_json, program, style, table
-from control.cli.state import EXIT_FAILURE, EXIT_NOT_READY, Failure, State, json_option
-from control.places import testnet_dir
+from control.cli.output import duration, echo, print_json, style, table
+from control.cli.state import EXIT_FAILURE, EXIT_NOT_READY, EXIT_USAGE, Failure, State, json_option
+from control.places import program, testnet_dir
 from control.schemas import Demo, Testnet
+from nyx.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,10 +34,10 @@ def _plan_options(function: F) -> F:
     for name, default, text in reversed(
         (
             ("--relays", 4, "Relays; at least as many as hops."),
-            ("--clients", 1, "Clients, each with a proxy."),
+            ("--clients", 1, "Clients, each with a proxy, 1 to 8."),
             ("--hops", 3, "Relays on a circuit, 1 to 7."),
             ("--workers", 1, "Worker processes of each node, 1 to 4."),
-            ("--base-port", 43300, "UDP port of the first node."),
+            ("--base-port", 43300, "UDP port of the first node, 43300 to 43399."),
             ("--proxy-port", 9750, "TCP port of the first client's proxy."),
         )
     ):
@@ -76,7 +77,7 @@ def demo(state: State, /, **options: Any) -> None:
     if network.state != "up":
         _up(state, options)
     elif not state.json:
-        click.echo(f"the test network in {folder} runs already", err=True)
+        click.echo(f"the test network in {folder} runs already and stays as it is", err=True)
     try:
         found = module.fetch(folder)
     except TestnetError as error:
@@ -132,7 +133,10 @@ def _up(state: State, options: dict[str, Any]) -> Testnet:
     from control.testnet.network import up as start
     from control.testnet.plan import Plan
 
-    plan = Plan(**options)
+    try:
+        plan = Plan(**options)
+    except ConfigError as error:
+        raise Failure(EXIT_USAGE, "usage", "\n".join(error.problems)) from error
     try:
         return start(plan, lambda text: click.echo(text, err=True), state.timeout or READY_TIMEOUT)
     except TestnetError as error:

@@ -39,10 +39,11 @@ def serve(folder: Path) -> str:
     (folder / "web" / "index.html").write_text(PAGE)
     port = _free_port(int(record["proxy"].rpartition(":")[2]) + WEB_OFFSET)
     command = [sys.executable, "-m", "http.server", str(port), "--bind", HOST, "--directory", str(folder / "web")]
-    child = processes.start(command, folder / "web.log", node_environment())
-    pid, start = child.identity
-    record["web"] = {"pid": pid, "start": start, "port": port, "url": f"http://{HOST}:{port}/"}
-    save_record(folder, record)
+    with processes.uninterrupted():
+        child = processes.start(command, folder / "web.log", node_environment())
+        pid, start = child.identity
+        record["web"] = {"pid": pid, "start": start, "port": port, "url": f"http://{HOST}:{port}/"}
+        save_record(folder, record)
     until = time.monotonic() + _WEB_TIMEOUT
     while not _listens(port):
         if child.poll() is not None or time.monotonic() > until:

@@ -1,9 +1,11 @@
 """Up, status and down of a test network.
 
 The record in its folder is written before the first process starts and after each: an interrupted `up` can be taken down.
+An `up` holds a lock on the folder, so that two at one time do not take each other's files for a dead network's.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from control.client import ClientError, ask
-from control.places import RECORD, load_record
+from control.places import RECORD, load_record, program
 from control.schemas import Testnet, TestnetNode
 from control.testnet import processes
 from control.testnet.plan import HOST, Member, Plan, node_folder, write_files
@@ -44,9 +46,13 @@ class TestnetError(NyxError):
 
 def up(plan: Plan, say: Say, timeout: float = READY_TIMEOUT) -> Testnet:
     """Start the network and wait until every node is ready; otherwise nothing is left of it. Raises TestnetError, ConfigError."""
-    _make_room(plan)
-    _check_ports(plan)
-    private_folder(plan.folder)
+    with _claim(plan.folder):
+        _make_room(plan.folder)
+        _check_ports(plan)
+        return _up(plan, say, time.monotonic() + timeout)
+
+
+def _up(plan: Plan, say: Say, until: float) -> Testnet:
     record: dict[str, Any] = {
         "version": 1,
         "boot": processes.boot_id(),
@@ -55,7 +61,6 @@ def up(plan: Plan, say: Say, timeout: float = READY_TIMEOUT) -> Testnet:
         "web": None,
         "nodes": [_entry(plan, member) for member in plan.members],
     }
-    until = time.monotonic() + timeout
     try:
         save_record(plan.folder, record)
         write_files(plan, os.urandom, int(time.time()), cpu_flags())
@@ -65,7 +70,9 @@ def up(plan: Plan, say: Say, timeout: float = READY_TIMEOUT) -> Testnet:
         _await_ready(record["nodes"][:1], children, until, say)  # alone: it compiles the kernels, the others find them
         children += [_start(plan.folder, record, entry) for entry in others]
         _await_ready(record["nodes"], children, until, say)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            say("interrupted: stopping what was started")
         down(plan.folder)
         raise
     return status(plan.folder)
@@ -77,9 +84,15 @@ def down(folder: Path) -> bool:
     if record is None:
         return False
     if record.get("damaged"):
-        raise TestnetError(
-            f"{folder / RECORD} is damaged: it does not say what to stop; end the nyxd processes yourself, then remove {folder}"
-        )
+        raise TestnetError(_damaged(folder))
+    with processes.uninterrupted():
+        _clear(folder, record)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # somebody else's files keep it
+    return True
+
+
+def _clear(folder: Path, record: dict[str, Any]) -> None:
     if record.get("boot") == processes.boot_id():
         processes.stop(_identities(record), STOP_GRACE)
     for entry in record["nodes"]:
@@ -87,9 +100,6 @@ def down(folder: Path) -> bool:
     shutil.rmtree(folder / "web", ignore_errors=True)
     for name in (*_FILES, RECORD):
         (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # somebody else's files keep it
-    return True
 
 
 def status(folder: Path) -> Testnet:
@@ -144,17 +154,54 @@ def _entry(plan: Plan, member: Member) -> dict[str, Any]:
     }
 
 
-def _make_room(plan: Plan) -> None:
-    """Refuse where a network runs or foreign files lie; remove what a dead network left."""
-    folder = plan.folder
-    record = load_record(folder)
-    if record is not None and not record.get("damaged"):
-        here = record.get("boot") == processes.boot_id()
-        if here and any(processes.session(identity) for identity in _identities(record)):
-            raise TestnetError(f"a test network runs in {folder} already; stop it with: nyxctl testnet down{_dir_option(folder)}")
-        down(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+@contextlib.contextmanager
+def _claim(folder: Path) -> Iterator[None]:
+    """The folder, ours alone while this lasts; it goes again where nothing came into it. Raises TestnetError, ConfigError."""
+    if folder.exists() and not folder.is_dir():
+        raise TestnetError(f"{folder} is no folder; choose another with --dir")
+    if load_record(folder) is None and folder.exists() and any(folder.iterdir()):
         raise TestnetError(f"{folder} is not empty and holds no test network; choose another with --dir")
+    private_folder(folder)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(handle, folder)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), folder.stat()):
+            return
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    raise TestnetError(f"a test network is being started in {folder} just now; wait until it is up")
+
+
+def _make_room(folder: Path) -> None:
+    """Refuse where a network runs; remove what a dead one left."""
+    record = load_record(folder)
+    if record is None:
+        return
+    if record.get("damaged"):
+        raise TestnetError(_damaged(folder))
+    here = record.get("boot") == processes.boot_id()
+    if here and any(processes.session(identity) for identity in _identities(record)):
+        raise TestnetError(
+            f"a test network runs in {folder} already; stop it with: {program()} testnet down{_dir_option(folder)}"
+        )
+    _clear(folder, record)
+
+
+def _damaged(folder: Path) -> str:
+    return f"{folder / RECORD} is damaged: it does not say what to stop; end the nyxd processes yourself, then remove {folder}"
 
 
 def _check_ports(plan: Plan) -> None:
@@ -164,7 +211,8 @@ def _check_ports(plan: Plan) -> None:
         f"{kind} port {port} of {HOST} is taken (see {option})" for family, kind, port, option in wanted if _taken(family, port)
     ]
     if taken:
-        raise TestnetError("\n".join([*taken, "does another test network run? stop it, or choose other ports"]))
+        advice = "does another test network run, another user's perhaps? stop it, or choose other ports:"
+        raise TestnetError("\n".join([*taken, f"{advice} {program()} testnet demo --base-port 43320 --proxy-port 9755"]))
 
 
 def _taken(kind: socket.SocketKind, port: int) -> bool:
@@ -180,9 +228,10 @@ def _taken(kind: socket.SocketKind, port: int) -> bool:
 
 def _start(folder: Path, record: dict[str, Any], entry: dict[str, Any]) -> processes.Child:
     command = [*NODE, "--config", entry["config"]]
-    child = processes.start(command, Path(entry["log"]), node_environment())
-    entry["pid"], entry["start"] = child.identity
-    save_record(folder, record)
+    with processes.uninterrupted():
+        child = processes.start(command, Path(entry["log"]), node_environment())
+        entry["pid"], entry["start"] = child.identity
+        save_record(folder, record)
     return child
 
 

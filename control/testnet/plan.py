@@ -49,23 +49,23 @@ class Plan:
         last = self.base_port + self.relays + self.clients - 1
         wrong = []
         if not 1 <= self.clients <= len(CLIENTS):
-            wrong.append(f"--clients {self.clients}: 1 to {len(CLIENTS)}")
+            wrong.append(f"--clients {self.clients}: must be 1 to {len(CLIENTS)}")
         if not 1 <= self.hops <= 7:
-            wrong.append(f"--hops {self.hops}: 1 to 7")
+            wrong.append(f"--hops {self.hops}: must be 1 to 7")
         if self.relays < max(self.hops, 1):
-            wrong.append(f"--relays {self.relays}: circuits of {self.hops} hops need at least {self.hops} relays")
+            wrong.append(f"--relays {self.relays}: must be at least {max(self.hops, 1)}, the hops of a circuit")
         if not 1 <= self.workers <= 4:
-            wrong.append(f"--workers {self.workers}: 1 to 4")
+            wrong.append(f"--workers {self.workers}: must be 1 to 4")
         if not PORT_FIRST <= self.base_port <= last <= PORT_LAST:
             wrong.append(
                 f"--base-port {self.base_port}: {self.relays + self.clients} nodes need ports within {PORT_FIRST} to {PORT_LAST}"
             )
         if not 1 <= self.proxy_port <= 65535 - len(CLIENTS):
-            wrong.append(f"--proxy-port {self.proxy_port}: 1 to {65535 - len(CLIENTS)}")
+            wrong.append(f"--proxy-port {self.proxy_port}: must be 1 to {65535 - len(CLIENTS)}")
         socket = node_folder(self.folder, "relay-99") / "run" / "control.sock"
         if len(str(socket).encode()) > SOCKET_PATH_MAX:
             wrong.append(
-                f"--dir {self.folder}: is too long for the nodes' sockets, whose paths have at most {SOCKET_PATH_MAX} bytes"
+                f"--dir {self.folder}: too long for the nodes' sockets, whose paths have at most {SOCKET_PATH_MAX} bytes"
             )
         if wrong:
             raise ConfigError(wrong)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import pytest
 from control.cli import run
 from control.client import ask
 from control.places import RECORD, load_record
-from control.testnet import network, processes
+from control.testnet import network, plan, processes
 from control.testnet.plan import Plan
 from tests.control.nodes import port_block
 
@@ -260,14 +261,72 @@ def test_a_damaged_record_is_an_error_that_says_what_to_do(ctl):
     assert code == 1
     assert "is damaged" in found["message"]
     assert ctl("status")[1]["state"] == "broken"
+    assert ctl.up()[0] == 1
+    assert (ctl.folder / RECORD).read_text() == "{"
     (ctl.folder / RECORD).unlink()
 
 
-def test_wrong_numbers_are_configuration_errors(ctl):
+def test_a_file_is_no_folder_for_a_network(ctl):
+    ctl.folder.write_text("mine")
+    code, found = ctl.up()
+    assert (code, found["message"]) == (1, f"{ctl.folder} is no folder; choose another with --dir")
+    assert ctl.folder.read_text() == "mine"
+    ctl.folder.unlink()
+
+
+def test_wrong_numbers_are_wrong_use(ctl):
     code, found = ctl.up("--relays", "2", "--workers", "9")
-    assert (code, found["code"]) == (78, "config")
+    assert (code, found["code"]) == (2, "usage")
     assert found["message"].count("\n") == 1
     assert not ctl.folder.exists()
+
+
+def test_interrupted_again_and_again_it_leaves_nothing(ctl, monkeypatch):
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    def stop(*args):
+        signal.raise_signal(signal.SIGINT)
+        ended(*args)
+
+    ended = processes.stop
+    monkeypatch.setattr(network, "_await_ready", interrupt)
+    monkeypatch.setattr(processes, "stop", stop)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        network.up(Plan(ctl.folder, base_port=ctl.base, proxy_port=ctl.proxy), said.append)
+    assert said[-1] == "interrupted: stopping what was started"
+    assert not ctl.folder.exists()
+    assert running(ctl.folder) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_starts_is_recorded_before_an_interrupt(ctl, monkeypatch):
+    def start(*args):
+        signal.raise_signal(signal.SIGINT)
+        return begin(*args)
+
+    begin = processes.start
+    monkeypatch.setattr(processes, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        network.up(Plan(ctl.folder, base_port=ctl.base, proxy_port=ctl.proxy), print)
+    assert not ctl.folder.exists()
+    assert running(ctl.folder) == []
+
+
+def test_an_up_beside_an_up_in_the_same_folder_is_refused(ctl, monkeypatch):
+    codes = []
+
+    def write(*args):
+        codes.append(ctl.up("--relays", "3"))
+        written(*args)
+
+    written = plan.write_files
+    monkeypatch.setattr(network, "write_files", write)
+    code, found = ctl.up("--relays", "3")
+    assert (code, found["state"]) == (0, "up")
+    assert [code for code, _ in codes] == [1]
+    assert "just now" in codes[0][1]["message"]
 
 
 def test_interrupted_it_leaves_nothing(ctl, monkeypatch):
@@ -300,7 +359,7 @@ def test_the_users_own_network_is_found_without_options(base, short_folder, caps
 
 
 def test_lines_to_copy_name_the_command_as_it_was_called(monkeypatch):
-    from control.cli.output import program
+    from control.places import program
 
     for called, shown in (
         ("nyxctl", "nyxctl"),

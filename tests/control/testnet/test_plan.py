@@ -33,9 +33,9 @@ def test_roles(relays, roles):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"relays": 2}, "at least 3 relays"),
-        ({"relays": 0, "hops": 1}, "at least 1 relays"),
-        ({"hops": 8, "relays": 8}, "--hops 8: 1 to 7"),
+        ({"relays": 2}, "--relays 2: must be at least 3"),
+        ({"relays": 0, "hops": 1}, "--relays 0: must be at least 1"),
+        ({"hops": 8, "relays": 8}, "--hops 8: must be 1 to 7"),
         ({"clients": 0}, "--clients 0"),
         ({"clients": 9}, "--clients 9"),
         ({"workers": 5}, "--workers 5"),
