@@ -7,7 +7,7 @@ receiver has the second half of the column, the sender the first. Work is an eig
 
 import numpy as np
 
-from nyx.kernel import Int, called
+from nyx.kernel import Int, address, called, load_acquire
 from nyx.stream.octets import Bytes, fill
 
 
@@ -43,9 +43,12 @@ def first_gap(bits: Bytes, start: Int, ring: Int, offset: Int, end: Int) -> Int:
     """The first absolute offset in [offset, end) whose bit is clear, or `end`."""
     o = np.int64(offset)
     while o < end:
+        if o & 63 == 0 and load_acquire(address(bits) + start + ((o & (ring - 1)) >> 3)) == -1:
+            o = min(o + 64, end)
+            continue
         byte = np.int64(bits[start + ((o & (ring - 1)) >> 3)])
         if byte == 255 and o & 7 == 0:
-            o += 8
+            o = min(o + 8, end)
         elif byte >> (o & 7) & 1:
             o += 1
         else:
