@@ -24,6 +24,7 @@ Entropy = Callable[[int], bytes]
 
 KEM_SEED_SIZE: Final = 64  # d || z of FIPS 203: the whole private key
 SECRET_SIZE: Final = 32
+_ANY: Final = bytes(X25519_SIZE)  # clamped it is a multiple of 8: any scalar takes a point of small order to zero
 
 
 def x25519_public(private: bytes) -> bytes:
@@ -40,6 +41,11 @@ def x25519(private: bytes, public: bytes) -> bytes:
         return crypto_scalarmult(private, public)
     except RuntimeError:
         raise RemoteProtocolError("X25519 gave zero", ErrorCode.CRYPTO_FAIL) from None
+
+
+def check_x25519(public: bytes) -> None:
+    """Raises RemoteProtocolError for a point of small order: no secret can be agreed with it."""
+    x25519(_ANY, public)
 
 
 class KemKey:

@@ -8,7 +8,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nyx.crypto.kem import check_ek, check_x25519
 from nyx.crypto.keys import PublicKeys, StaticKeys, node_id
+from nyx.errors import RemoteProtocolError
 from nyx.path import cbor
 from nyx.path.cbor import FormError
 from nyx.wire.geometry import MLKEM_EK_SIZE, NODE_ID_SIZE, X25519_SIZE
@@ -124,12 +126,25 @@ def _public(identity: Any, link_x25519: Any, link_ek: Any, onion: Any) -> Public
     if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         raise FormError("onion is not one or two pairs of keys")
     newest, *_ = [(cbor.octets(b, "onion x25519", X25519_SIZE), cbor.octets(ek, "onion ek", MLKEM_EK_SIZE)) for b, ek in pairs]
-    return PublicKeys(
+    public = PublicKeys(
         cbor.octets(identity, "identity", 32),
         cbor.octets(link_x25519, "link_x25519", X25519_SIZE),
         cbor.octets(link_ek, "link_ek", MLKEM_EK_SIZE),
         *newest,
     )
+    _check_usable(public)
+    return public
+
+
+def _check_usable(public: PublicKeys) -> None:
+    """Keys that no handshake can use: whoever met them later would fail in the middle of one."""
+    try:
+        for point in (public.link_x25519, public.onion_x25519):
+            check_x25519(point)
+        for ek in (public.link_ek, public.onion_ek):
+            check_ek(ek)
+    except RemoteProtocolError as error:
+        raise FormError(f"a key is none: {error}") from None
 
 
 def _address(value: Any) -> Address:

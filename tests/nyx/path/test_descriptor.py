@@ -135,6 +135,25 @@ def test_what_is_not_deterministic_is_refused(data):
         cbor.decode(data)
 
 
+SMALL_ORDER = [bytes(32), b"\1" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
+UNREDUCED = b"\xff" * 1184
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("link_x25519", point) for point in SMALL_ORDER),
+        *(("onion", [[point, KEYS.public.onion_ek]]) for point in SMALL_ORDER),
+        ("link_ek", UNREDUCED),
+        ("onion", [[KEYS.public.onion_x25519, UNREDUCED]]),
+    ],
+)
+def test_a_key_that_no_handshake_can_use_is_refused(name, value):
+    """Otherwise whoever chose that relay would meet the error in the middle of a handshake."""
+    with pytest.raises(FormError, match="a key is none"):
+        open_descriptor(resigned(lambda body: body.update({name: value})))
+
+
 def test_a_signature_has_one_purpose():
     signature = cbor.sign(KEYS.identity_seed, b"one", b"body")
     assert cbor.signed_by(KEYS.public.identity, b"one", b"body", signature)
