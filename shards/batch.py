@@ -240,8 +240,12 @@ class Batch:
             self._pool.packets, slots, connections, n, self.circuit_of, columns["circuits"], columns["layer_keys"],
             self._tweaks, self.scratch, now, self._wrapped,
         )  # fmt: skip
-        out.slots[out.n : out.n + n] = slots[:n]
-        out.rows[out.n : out.n + n] = self._wrapped[:n]
+        slots, rows = slots[:n], self._wrapped[:n]
+        if (lost := rows < 0).any():  # no circuit: they go nowhere
+            self._pool.give(slots[lost])
+            slots, rows, n = slots[~lost], rows[~lost], n - int(lost.sum())
+        out.slots[out.n : out.n + n] = slots
+        out.rows[out.n : out.n + n] = rows
         out.n += n
 
     @property

@@ -93,6 +93,8 @@ def _arrive(pool: Any, at: Int, row: Int, circuits: Any, commits: Int, keys: Any
     """An end's work on one cell: layers off, authentication, window. Returns its sequence, or -1 - code."""
     circuit = circuits[row]
     suite = np.int64(circuit["suite"])
+    if np.int64(circuit["bad_cells"]) != 0:
+        return np.int64(-1 - _BAD_CELL)  # the first failed cell ends the circuit: nothing after it is released
     if np.int64(circuit["role"]) == ROLE_LAST:
         layer(pool, at + PACKET_CELL, keys, _layer_key(row, 0, FORTH), suite, tweaks, 0, scratch)
     else:
@@ -172,11 +174,15 @@ def wrap_cells(
 ) -> int:  # fmt: skip
     """Put the onion on n opened cells that start at an end: cell k is in slots[k], of connection connections[k].
 
-    circuit_of[connection] is its circuit's row + 1. out_rows[k] becomes the session row it leaves by.
+    circuit_of[connection] is its circuit's row + 1. out_rows[k] becomes the session row it leaves by, -1 when there is no
+    circuit.
     """
     for k in range(n):
         at = np.int64(slots[k]) * PACKET_SIZE
         row = np.int64(circuit_of[np.int64(connections[k])]) - 1
+        if row < 0:
+            out_rows[k] = -1
+            continue
         circuit = circuits[row]
         suite = np.int64(circuit["suite"])
         circuit["last_used"] = now

@@ -155,8 +155,37 @@ def test_a_flipped_bit_at_any_hop_delivers_nothing(chain, rng, hop):
                 chain[0].pool[PACKET_CELL + bit // 8] ^= 1 << bit % 8
             result = node.process([0], 0)
         assert result == (0, 0, 1)
+        assert chain[3].columns["circuits"][1]["bad_cells"] == 1
+        chain[3].columns["circuits"][1]["bad_cells"] = 0
     assert chain[3].drops[Drop.BAD_CELL] == 24
-    assert chain[3].columns["circuits"][1]["bad_cells"] == 24
+
+
+def test_nothing_is_released_after_the_first_failed_cell(chain, rng):
+    for slot in range(3):
+        cell(chain[0], slot, slot, rng)
+    chain[0].wrap(range(3))
+    for node in chain[1:3]:
+        node.process(range(3), 0)
+    chain[3].pool[PACKET_SIZE + PACKET_CELL + 700] ^= 1
+    assert chain[3].process(range(3), 0) == (0, 1, 3)
+    assert list(chain[3].sequences[:1]) == [0]
+    assert chain[3].process([2], 0) == (0, 0, 1)
+
+
+def test_a_connection_without_a_circuit_borrows_no_keys(chain, rng):
+    """Its row number would be -1: the last row's circuit, which is somebody else's."""
+    node = chain[0]
+    node.columns["circuits"][3] = node.columns["circuits"][1]
+    frames = cell(node, 0, 0, rng)
+    rows = np.zeros(1, np.int64)
+    c = node.columns
+    wrap_cells(
+        node.pool, np.zeros(1, np.int64), np.zeros(1, np.int64), 1, np.zeros(3, np.int64), c["circuits"], c["layer_keys"],
+        TWEAKS, new_scratch(), SECOND, rows,
+    )  # fmt: skip
+    assert list(rows) == [-1]
+    assert node.pool[PACKET_FRAMES : PACKET_FRAMES + FRAMES_SIZE].tobytes() == frames
+    assert c["circuits"][3]["cells_forth"] == 0
 
 
 def test_a_repeated_cell_stops_at_the_first_hop(chain, rng):
