@@ -32,6 +32,7 @@ from shards.tables import ROLE_CLIENT
 SECOND: Final = 1_000_000_000
 HOP_LIMIT: Final = 2 * SECOND  # of a build, for each hop
 TAKES_STREAMS: Final = 600 * SECOND  # age after which a circuit takes no new stream
+CLOCK_BLUR: Final = 32  # seconds: records say a time that far ahead at random, lest hops know a client again by its clock
 BUILDS_AT_ONCE: Final = 8
 CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
 BACK_OFF_FIRST: Final = SECOND // 4
@@ -140,9 +141,10 @@ class ClientCircuits:
     def _path(self, wall: int) -> list[Node]:
         config, snapshot, entropy = self._context.config, self._context.snapshot, self._context.entropy
         loopback = config.path.allow_loopback
+        own = {self._context.keys.public.node_id} if self._context.keys else frozenset()  # a relay is no hop of its own circuits
         if self._guard is None:
-            self._guard = keep_guard(Path(config.guard_file), snapshot, entropy, wall, allow_loopback=loopback).id
-        return select_path(snapshot, config.path.hops, entropy, self._guard, allow_loopback=loopback)
+            self._guard = keep_guard(Path(config.guard_file), snapshot, entropy, wall, own, allow_loopback=loopback).id
+        return select_path(snapshot, config.path.hops, entropy, self._guard, own, allow_loopback=loopback)
 
     def _start(self, now: int, wall: int) -> bool:
         try:
@@ -174,16 +176,17 @@ class ClientCircuits:
         if not common:
             self._failed(circuit, now, "the relays of a path have no layer suite in common with this node")
             return
-        circuit.build = ClientBuild([node.public for node in circuit.path], max(common), self._context.entropy, wall)
+        made = wall + self._context.entropy(1)[0] % CLOCK_BLUR
+        circuit.build = ClientBuild([node.public for node in circuit.path], max(common), self._context.entropy, made)
         for slot, cell in enumerate(circuit.build.cells):
             if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit.leg.circuit_id, cell):
                 self._failed(circuit, now, "the control channel to the first relay is full")
                 return
 
-    def on_answer(self, link: Link, cell: CellReceived, now: int) -> bool:
+    def on_answer(self, link: Link, session: int, cell: CellReceived, now: int) -> bool:
         """Take an answer cell of an own build; False when it is not one."""
         circuit = self._find(link, cell.circuit)
-        if circuit is None or circuit.build is None or circuit.ready:
+        if circuit is None or circuit.build is None or circuit.leg is None or circuit.leg.session != session:
             return False
         circuit.answers.setdefault(cell.slot, cell.cell)
         if len(circuit.answers) == BUILD_SLOTS:

@@ -14,6 +14,7 @@ from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.link.channel import CellReceived
 from nyx.onion.seen import BuildReplay
 from nyx.stats import Counter
+from nyx.stream.columns import FREE as CONNECTION_FREE
 from nyx.stream.engine import Streams
 from nyx.wire.codes import DestroyReason, Drop, ErrorCode
 from nyx.wire.packet import KIND_BUILD
@@ -65,6 +66,9 @@ class CircuitDesk:
             connection = int(rows.rows[row]["connection"])
             if connection:
                 batch.circuit_of[connection - 1] = int(row) + 1
+        alone = (streams.connections["state"] != CONNECTION_FREE) & (batch.circuit_of == 0)
+        for lost in np.flatnonzero(alone).tolist():
+            streams.close_connection(lost)  # its circuit was not there yet, or not any more, when the last life ended
 
     # ------------------------------------------------------------ stream connections
 
@@ -101,8 +105,8 @@ class CircuitDesk:
                 self.hops.on_build(link, session, cell, now, self._links.wall)
             else:
                 self._batch.drops[Drop.BAD_BUILD] += 1
-        elif not (self.clients and self.clients.on_answer(link, cell, now)) and not (
-            self.hops and self.hops.on_answer(link, cell, now)
+        elif not (self.clients and self.clients.on_answer(link, session, cell, now)) and not (
+            self.hops and self.hops.on_answer(link, session, cell, now)
         ):
             self._batch.drops[Drop.UNKNOWN_CIRCUIT] += 1
 
@@ -140,10 +144,10 @@ class CircuitDesk:
             if leg and link and side != knows:
                 self._links.send_destroy(link, leg.session, leg.circuit_id, why)
         connection = int(self.rows.rows[row]["connection"]) - 1
+        self.rows.close(row)  # before its connection: the connection's row may serve another circuit at once
         if connection >= 0:
             self._batch.circuit_of[connection] = 0
             self._streams.close_connection(connection, ErrorCode.NO_ERROR)
-        self.rows.close(row)
         self._statistics[Counter.CIRCUITS_CLOSED] += 1
         if self.clients:
             self.clients.forget_row(row)

@@ -9,8 +9,9 @@ Place on a packet's way: build and answer cells of the control channel end here;
 Source: docs/protocol.md, "A hop's work", "States of a circuit".
 """
 
+from collections import Counter as Counts
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -34,7 +35,11 @@ from shards.tables import ROLE_LAST, ROLE_RELAY
 SECOND: Final = 1_000_000_000
 COLLECT_LIMIT: Final = 2 * SECOND
 ANSWER_LIMIT: Final = 14 * SECOND
-PENDING_PER_LINK: Final = 64
+COLLECTING_PER_LINK: Final = 64  # builds of one neighbour whose seven cells are not all there
+PENDING_PER_LINK: Final = 512  # builds of one neighbour that are not answered, those included
+PENDING_MAX: Final = 4096  # builds of a worker that are not answered: at most 9 KiB of cells each
+
+LOW_BITS: Final = (1 << 31) - 1  # of a circuit id, random
 
 Place = tuple[int, int]  # link row, circuit id
 
@@ -48,6 +53,7 @@ class _Pending:
     circuit_id: int
     due: int
     cells: dict[int, bytes] = field(default_factory=dict)
+    collecting: bool = True
     row: int | None = None  # None: not accepted
     result: HopResult | None = None
     forth_link: Link | None = None
@@ -79,49 +85,66 @@ class Hops:
         self._statistics = statistics
         self._drops = drops
         self._opened = opened
-        self._collecting: dict[Place, _Pending] = {}
-        self._awaited: dict[Place, _Pending] = {}  # by the leg on which the answers come
+        self._pending: dict[Place, _Pending] = {}  # every build that is not answered, by the leg on which it came
+        self._awaited: dict[Place, _Pending] = {}  # those passed on, by the leg on which the answers come
         self._linking: set[_Pending] = set()  # opened, and the link to the next hop is being made
-        self._per_link: dict[int, int] = {}
+        self._collecting: Counts[int] = Counts()  # by link row
+        self._per_link: Counts[int] = Counts()
+
+    @property
+    def pending(self) -> int:
+        """Builds that are not answered."""
+        return len(self._pending)
 
     # ------------------------------------------------------------ build cells
 
     def on_build(self, link: Link, session: int, cell: CellReceived, now: int, wall: int) -> None:
         """Take a build cell; the seventh opens the build."""
-        place = (link.row, cell.circuit)
-        pending = self._collecting.get(place)
+        pending = self._pending.get((link.row, cell.circuit)) or self._begin(link, session, cell.circuit, now)
         if pending is None:
-            pending = self._begin(link, session, cell.circuit, now)
-            if pending is None:
-                return
-            self._collecting[place] = pending
+            return
+        if not pending.collecting or pending.session != session:
+            self._drops[Drop.BAD_BUILD] += 1
+            return
         pending.cells.setdefault(cell.slot, cell.cell)
         if len(pending.cells) == BUILD_SLOTS:
-            self._leave(pending)
+            self._collected(pending)
             self._open(pending, now, wall)
+            pending.cells.clear()
 
     def _begin(self, link: Link, session: int, circuit_id: int, now: int) -> _Pending | None:
         chosen_by_responder = bool(circuit_id >> 31)
-        if (
-            chosen_by_responder != link.initiator
-            or self._rows.taken(link.row, circuit_id)
-            or (link.row, circuit_id) in self._awaited
-        ):
+        if chosen_by_responder != link.initiator or self._rows.taken(link.row, circuit_id) or not circuit_id & LOW_BITS:
             self._drops[Drop.BAD_BUILD] += 1
             return None
-        if self._per_link.get(link.row, 0) >= PENDING_PER_LINK:
+        if (
+            self._collecting[link.row] >= COLLECTING_PER_LINK
+            or self._per_link[link.row] >= PENDING_PER_LINK
+            or len(self._pending) >= PENDING_MAX
+        ):
             self._drops[Drop.OVERFLOW] += 1
             return None
-        self._per_link[link.row] = self._per_link.get(link.row, 0) + 1
-        return _Pending(link, session, circuit_id, now + COLLECT_LIMIT)
+        pending = _Pending(link, session, circuit_id, now + COLLECT_LIMIT)
+        self._pending[link.row, circuit_id] = pending
+        self._collecting[link.row] += 1
+        self._per_link[link.row] += 1
+        return pending
+
+    def _collected(self, pending: _Pending) -> None:
+        pending.collecting = False
+        _take_one(self._collecting, pending.link.row)
 
     def _leave(self, pending: _Pending) -> None:
-        if self._collecting.pop((pending.link.row, pending.circuit_id), None):
-            left = self._per_link.get(pending.link.row, 1) - 1
-            if left > 0:
-                self._per_link[pending.link.row] = left
-            else:
-                self._per_link.pop(pending.link.row, None)
+        """A build is answered or over: nothing names it any more."""
+        if self._pending.pop((pending.link.row, pending.circuit_id), None) is None:
+            return
+        _take_one(self._per_link, pending.link.row)
+        if pending.collecting:
+            self._collected(pending)
+        self._linking.discard(pending)
+        if pending.forth:
+            self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
+        pending.result = None  # its keys are in the circuit's row, or nowhere
 
     def _decide(self, suite: int, last: bool) -> int:
         """The status to answer: a refusal is authenticated, and passed on as an acceptance would be."""
@@ -141,6 +164,7 @@ class Hops:
             )  # fmt: skip
         except RemoteProtocolError:
             self._drops[Drop.BAD_BUILD] += 1
+            self._leave(pending)
             return
         pending.result = result
         if result.status == STATUS_ACCEPTED:
@@ -165,6 +189,7 @@ class Hops:
                 return
             back = Leg(pending.link.row, pending.session, pending.circuit_id)
             self._rows.install(pending.row, result.suite, [(result.forward_key, result.backward_key)], back, None, connection)
+        self._leave(pending)
         self._send_answers(pending, result, result.cells)
 
     def _send_answers(self, pending: _Pending, result: HopResult, cells: Sequence[bytes]) -> None:
@@ -189,22 +214,25 @@ class Hops:
             if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit_id, cell):
                 self._give_up(pending, DestroyReason.RESOURCES)
                 return
+        pending.result = replace(result, cells=())  # with the neighbour now
 
     # ------------------------------------------------------------ answer cells
 
-    def on_answer(self, link: Link, cell: CellReceived, now: int) -> bool:
+    def on_answer(self, link: Link, session: int, cell: CellReceived, now: int) -> bool:
         """Take an answer cell of a build that passed through here; False when it is not one."""
         pending = self._awaited.get((link.row, cell.circuit))
-        if pending is None or pending.result is None or pending.forth is None:
+        if pending is None or pending.result is None or pending.forth is None or pending.forth.session != session:
             return False
         pending.answers.setdefault(cell.slot, cell.cell)
         if len(pending.answers) < BUILD_SLOTS:
             return True
         result, back = pending.result, Leg(pending.link.row, pending.session, pending.circuit_id)
-        del self._awaited[link.row, cell.circuit]
+        self._leave(pending)
         if pending.row is not None:
             self._rows.install(pending.row, result.suite, [(result.forward_key, result.backward_key)], back, pending.forth)
             self._rows.rows[pending.row]["last_used"] = now
+        else:
+            self._end_forth(pending)  # our refusal goes back, and no circuit follows: the hops behind need not wait for its end
         self._send_answers(pending, result, [pending.answers[slot] for slot in range(BUILD_SLOTS)])
         return True
 
@@ -212,7 +240,7 @@ class Hops:
 
     def _fail(self, pending: _Pending, reason: DestroyReason) -> None:
         """A build that goes no further: its row is free, its predecessor knows."""
-        self._linking.discard(pending)
+        self._leave(pending)
         if pending.row is not None:
             self._rows.close(pending.row)
             pending.row = None
@@ -220,57 +248,56 @@ class Hops:
             self._links.send_destroy(pending.link, pending.session, pending.circuit_id, reason)
 
     def _give_up(self, pending: _Pending, reason: DestroyReason) -> None:
+        self._end_forth(pending)
+        self._fail(pending, reason)
+
+    def _end_forth(self, pending: _Pending) -> None:
+        """The next hop, if the build went there, is told."""
         if pending.forth and pending.forth_link:
-            self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
             self._rows.forget_id(pending.forth.link, pending.forth.circuit_id)
             if self._links.link_of(pending.forth.session) is pending.forth_link:
                 destroy = (pending.forth_link, pending.forth.session, pending.forth.circuit_id)
                 self._links.send_destroy(*destroy, DestroyReason.NONE)
-        self._fail(pending, reason)
-
-    def _all(self) -> list[_Pending]:
-        return [*self._collecting.values(), *self._linking, *self._awaited.values()]
 
     def on_destroy(self, link: Link, circuit_id: int, reason: int) -> bool:
         """The end of a build that is still on its way; False when it is not one."""
         pending = self._awaited.get((link.row, circuit_id))
         if pending and pending.forth:
-            self._awaited.pop((link.row, circuit_id))
             self._rows.forget_id(link.row, circuit_id)
             self._fail(pending, DestroyReason(reason) if reason in set(DestroyReason) else DestroyReason.NONE)
             return True
-        for waiting in self._all():
-            if waiting.link is link and waiting.circuit_id == circuit_id:
-                self._leave(waiting)
-                self._abandon(waiting)
-                return True
-        return False
+        pending = self._pending.get((link.row, circuit_id))
+        if pending is None:
+            return False
+        self._abandon(pending)
+        return True
 
     def _abandon(self, pending: _Pending) -> None:
         """The predecessor gave up: nothing goes back to it."""
-        self._linking.discard(pending)
-        if pending.forth and pending.forth_link:
-            self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
-            self._rows.forget_id(pending.forth.link, pending.forth.circuit_id)
-            if self._links.link_of(pending.forth.session) is pending.forth_link:
-                destroy = (pending.forth_link, pending.forth.session, pending.forth.circuit_id)
-                self._links.send_destroy(*destroy, DestroyReason.NONE)
+        self._end_forth(pending)
+        self._leave(pending)
         if pending.row is not None:
             self._rows.close(pending.row)
             pending.row = None
 
     def on_link_lost(self, link: Link) -> None:
         """Forget every build that came or went over this link."""
-        for pending in self._all():
+        for pending in list(self._pending.values()):
             if pending.link is link:
-                self._leave(pending)
                 self._abandon(pending)
             elif pending.forth_link is link:
                 self._give_up(pending, DestroyReason.LINK_LOST)
 
     def on_timer(self, now: int) -> None:
         """Forget what takes too long."""
-        for pending in [p for p in self._collecting.values() if now >= p.due]:
-            self._leave(pending)
-        for pending in [p for p in (*self._awaited.values(), *self._linking) if now >= p.due]:
-            self._give_up(pending, DestroyReason.DEADLINE)
+        for pending in [p for p in self._pending.values() if now >= p.due]:
+            if pending.collecting:
+                self._leave(pending)
+            else:
+                self._give_up(pending, DestroyReason.DEADLINE)
+
+
+def _take_one(counts: Counts[int], key: int) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

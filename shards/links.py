@@ -452,8 +452,8 @@ class Links:
 
     @property
     def busy(self) -> bool:
-        """Whether a channel has something under way."""
-        return bool(self._busy)
+        """Whether a channel has something under way, or will have."""
+        return bool(self._busy or self._destroys or self._overfull)
 
     def transmit(self, now: int) -> int:
         """Queue what the channels have to send; returns when to come again (ns)."""

@@ -5,7 +5,7 @@ trouble. So the list changes only when a guard has left the network, or when its
 The file form is text: a line a guard, "node-id-in-hex chosen-at-Unix-seconds".
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,27 +27,47 @@ class Guard:
     since: int
 
 
-def current_guard(guards: Sequence[Guard], snapshot: Snapshot, wall: int, *, allow_loopback: bool = False) -> Guard | None:
+def current_guard(
+    guards: Sequence[Guard],
+    snapshot: Snapshot,
+    wall: int,
+    exclude: Collection[bytes] = frozenset(),
+    *,
+    allow_loopback: bool = False,
+) -> Guard | None:
     """The guard to use: the first that is still in the network and whose time is not over."""
-    known = {node.id for node in usable(snapshot, allow_loopback=allow_loopback)}
+    known = {node.id for node in usable(snapshot, exclude, allow_loopback=allow_loopback)}
     return next((guard for guard in guards if guard.id in known and guard.since <= wall < guard.since + LIFETIME), None)
 
 
-def choose_guard(snapshot: Snapshot, entropy: Entropy, wall: int, *, allow_loopback: bool = False) -> Guard:
+def choose_guard(
+    snapshot: Snapshot, entropy: Entropy, wall: int, exclude: Collection[bytes] = frozenset(), *, allow_loopback: bool = False
+) -> Guard:
     """A new guard, drawn by weight from the nodes that are no exits, or from all where every node is one. Raises NoPathError."""
-    nodes = usable(snapshot, allow_loopback=allow_loopback)
+    nodes = usable(snapshot, exclude, allow_loopback=allow_loopback)
     candidates: list[Node] = [node for node in nodes if not node.exit] or nodes
     if not candidates:
         raise NoPathError("the directory has no usable relay")
     return Guard(candidates[draw(candidates, shares(candidates), entropy)].id, wall)
 
 
-def keep_guard(file: Path, snapshot: Snapshot, entropy: Entropy, wall: int, *, allow_loopback: bool = False) -> Guard:
-    """The guard in the file, or a new one put there first of all. Raises ConfigError, NoPathError, OSError."""
+def keep_guard(
+    file: Path,
+    snapshot: Snapshot,
+    entropy: Entropy,
+    wall: int,
+    exclude: Collection[bytes] = frozenset(),
+    *,
+    allow_loopback: bool = False,
+) -> Guard:
+    """The guard in the file, or a new one put there first of all; never one of `exclude` (a relay's own id).
+
+    Raises ConfigError, NoPathError, OSError.
+    """
     guards = load_guards(file)
-    guard = current_guard(guards, snapshot, wall, allow_loopback=allow_loopback)
+    guard = current_guard(guards, snapshot, wall, exclude, allow_loopback=allow_loopback)
     if guard is None:
-        guard = choose_guard(snapshot, entropy, wall, allow_loopback=allow_loopback)
+        guard = choose_guard(snapshot, entropy, wall, exclude, allow_loopback=allow_loopback)
         save_guards(file, [guard])
     return guard
 

@@ -1,0 +1,131 @@
+"""Own circuits of a whole client without sockets: built ahead, ended, and never used when anything about them is wrong."""
+
+from typing import Any
+
+import pytest
+
+from nyx.onion.build import ClientBuild
+from nyx.stream.columns import FREE as CONNECTION_FREE
+from nyx.stream.columns import LIVE as CONNECTION_LIVE
+from shards import clients as module
+from shards.tables import ROLE_CLIENT, ROLE_LAST
+from tests.shards.small_network import SECOND, Network
+
+
+@pytest.fixture
+def net(rng, tmp_path):
+    return Network(rng, tmp_path, relays=4, ahead=1)
+
+
+def of(net):
+    return net.clients[0].desk.clients
+
+
+def test_circuits_are_built_ahead_through_three_different_relays(net):
+    net.run(1)
+    [circuit] = of(net).all
+    assert circuit.ready
+    assert len({node.id for node in circuit.path}) == 3
+    assert circuit.build is None
+    assert not circuit.answers
+    assert len(net.clients[0].circuits(ROLE_CLIENT)) == 1
+    assert sum(len(relay.circuits()) for relay in net.relays) == 3
+    assert net.clients[0].announced == 1
+
+
+def test_every_isolation_key_has_circuits_of_its_own(net):
+    net.run(1)
+    one = of(net).connection_for(b"one", net.now)
+    assert one is not None
+    assert of(net).connection_for(b"one", net.now) == one
+    assert of(net).connection_for(b"two", net.now) is None
+    net.run(1)
+    assert of(net).connection_for(b"two", net.now) not in {None, one}
+
+
+@pytest.mark.parametrize("slot", range(7))
+def test_a_changed_answer_slot_spare_or_not_leaves_no_circuit(net, slot):
+    """The entry changes one bit of one slot on its way back, which the link seal of the entry covers anew."""
+    for relay in net.relays:
+        send = relay.links.send_cell
+
+        def change(link, session, kind, at, circuit_id, cell, send=send):
+            if link.node is None and at == slot:
+                cell = bytes((cell[0] ^ 1, *cell[1:]))
+            return send(link, session, kind, at, circuit_id, cell)
+
+        relay.links.send_cell = change
+    net.run(0.6)
+    assert of(net).ready == 0
+    assert "answers were wrong" in of(net).warning
+    assert not net.clients[0].columns["layer_keys"].any()
+    assert all(int(c["state"]) == CONNECTION_FREE for c in net.clients[0].columns["connections"])
+
+
+def test_a_build_without_answer_ends_in_time_and_backs_off(net):
+    net.run(1)
+    net.watch = lambda flying: None
+    of(net).connection_for(b"one", net.now)
+    net.run(9, SECOND // 10)
+    assert of(net).warning
+    assert len(of(net).all) <= 2
+    assert of(net)._not_before > 0
+
+
+def test_a_relay_is_no_hop_of_its_own_circuits(rng, tmp_path):
+    net = Network(rng, tmp_path, relays=4)
+    relay: Any = net.relays[0]
+    relay.proxy, relay.path.circuits_ahead = True, 2
+    relay.restart()
+    net.run(3)
+    circuits = relay.desk.clients.all
+    assert len(circuits) == 2
+    assert all(relay.keys.public.node_id not in {node.id for node in circuit.path} for circuit in circuits)
+
+
+def test_a_client_is_not_known_again_by_its_clock(net, monkeypatch):
+    seen = []
+    made = ClientBuild
+
+    def build(hops, suite, entropy, wall):
+        seen.append(wall - net.wall)
+        return made(hops, suite, entropy, wall)
+
+    monkeypatch.setattr(module, "ClientBuild", build)
+    net.clients[0].path.circuits_ahead = 4
+    net.run(0.5)
+    assert len(set(seen)) > 1
+    assert all(0 <= ahead <= module.CLOCK_BLUR for ahead in seen)
+
+
+def test_a_circuit_that_is_closed_at_one_end_is_gone_at_all_others(net):
+    net.run(1)
+    circuit = of(net).all[0]
+    net.clients[0].path.circuits_ahead = 0
+    of(net).close(circuit, 0)
+    net.run(0.5)
+    for node in [*net.clients, *net.relays]:
+        assert node.circuits() == []
+        assert not node.columns["layer_keys"].any()
+        assert not node.rows._reserved
+
+
+def test_an_exit_that_ends_a_circuit_is_heard(net):
+    net.run(1)
+    last = next(relay for relay in net.relays if relay.circuits(ROLE_LAST))
+    net.clients[0].path.circuits_ahead = 0
+    last.desk.end_row(last.circuits(ROLE_LAST)[0], 0)
+    net.run(0.5)
+    assert of(net).all == []
+    assert all(node.circuits() == [] for node in [*net.clients, *net.relays])
+
+
+def test_data_crosses_a_circuit_of_whole_nodes(net):
+    net.run(1)
+    client, connection = net.clients[0], of(net).all[0].connection
+    client.streams.ping(connection, 7)
+    last = next(relay for relay in net.relays if relay.circuits(ROLE_LAST))
+    before = int(last.columns["circuits"][last.circuits(ROLE_LAST)[0]]["cells_forth"])
+    net.run(0.3)
+    assert int(last.columns["circuits"][last.circuits(ROLE_LAST)[0]]["cells_forth"]) > before
+    assert int(client.columns["connections"][connection]["state"]) == CONNECTION_LIVE
