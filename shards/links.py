@@ -39,8 +39,10 @@ from shards.messages import pack_secrets
 from shards.sessions import SessionRows, receive_window
 
 SECOND: Final = 1_000_000_000
-FIRST_TRY: Final = 1 * SECOND  # an initiation waits so long for its answer; each further try twice as long
+FIRST_TRY: Final = 1 * SECOND  # an initiation waits so long for its answer; each further try twice as long, up to 4 s
+DOUBLINGS: Final = 2
 TRIES: Final = 5
+SILENT_TRIES: Final = 3  # so many initiations, 3 s, without an answer: whoever wants the link meanwhile is told at once
 HALF_OPEN: Final = 10 * SECOND
 KEEP_GENERATION: Final = 10 * SECOND  # packets of the old keys may still be under way
 KEEP_ALIVE: Final = 15 * SECOND
@@ -116,6 +118,10 @@ class Links:
         link = self.find(node.id)
         if link:
             when_up(link)
+            return
+        opening = self._by_node.get(node.id)
+        if opening and opening.state is LinkState.HANDSHAKE and opening.tries >= SILENT_TRIES:
+            when_up(None)
             return
         waiting = self._waiting.setdefault(node.id, [])
         waiting.append(when_up)
@@ -211,7 +217,7 @@ class Links:
             self._pending.pop(link.attempt.answer_cid, None)
         cids = self._rows.new_cids()
         link.attempt = Initiator(node.public, self._context.keys, suites, cids, self._entropy, wall)
-        link.due = now + (FIRST_TRY << link.tries)
+        link.due = now + (FIRST_TRY << min(link.tries, DOUBLINGS))
         link.tries += 1
         link.created = now
         self._pending[link.attempt.answer_cid] = link

@@ -204,6 +204,7 @@ class Channel:
     def __init__(self, rtt: int = DEFAULT_RTT, memory: Any = None) -> None:
         self.state = ChannelState.OPEN
         self.srtt = max(1, rtt)
+        self._sampled = False
         self._memory = np.zeros(1, CONTROL)[0] if memory is None else memory
         self._arrivals = _Arrivals(self._memory)
         self._items: dict[int, _Item] = {}  # control number -> waiting or open, in order
@@ -424,7 +425,11 @@ class Channel:
         done = [item for item in (self._items.pop(control, None) for control in numbers) if item is not None]
         samples = [now - item.sent_at for item in done if item.tries == 1]
         if samples:
-            self.srtt += (max(1, min(samples)) - self.srtt) // 8
+            sample = max(1, min(samples))
+            if not self._sampled and self.srtt > DEFAULT_RTT and sample < self.srtt:
+                self.srtt = sample  # the handshake's answer came late because the peer was starting
+            self.srtt += (sample - self.srtt) // 8
+            self._sampled = True
         while self._base < self._sent_next and self._base not in self._items:
             self._base += 1
         self._memory["base"] = self._base

@@ -21,7 +21,7 @@ from shards.edge import table as edge
 from shards.edge.contract import KIND_TCP, SECOND, OpenCircuit
 from shards.edge.core import Core, Deadlines
 from shards.edge.greeting import Greeting, answer
-from shards.edge.pumps import MASK, prepare, reset_close
+from shards.edge.pumps import MASK, prepare, reset_close, whole_close
 from shards.edge.reasons import Reason, reason_of_reply
 from shards.edge.request import FORM_NAME, Refusal, Refused, Request
 
@@ -371,4 +371,4 @@ class ClientEdge:
         if reset:
             reset_close(sock)
         else:
-            sock.close()
+            whole_close(sock)

@@ -40,6 +40,7 @@ _IN: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLL
 _OUT: Final = select.EPOLLOUT
 _DEAD: Final = select.EPOLLHUP | select.EPOLLERR
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_SEND_ON_CLOSE: Final = struct.pack("ii", 0, 0)
 _NOTABLE_IN: Final = tcp.EOF | tcp.ERROR
 _NOTABLE_OUT: Final = tcp.FINAL | tcp.ERROR
 
@@ -50,11 +51,22 @@ def borrowed(fd: int) -> socket.socket:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Options of every TCP socket here: small writes leave at once, a vanished peer is noticed in the end."""
+    """Options of every TCP socket here: small writes leave at once, a vanished peer is noticed in the end, and so is our end.
+
+    A socket that the kernel closes because its process was killed resets: a FIN would pass a torn transfer off as a whole one.
+    """
     sock.setblocking(False)  # noqa: FBT003  # its only argument
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def whole_close(sock: socket.socket) -> None:
+    """Close what ended well: what is still in the send buffer is delivered."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_ON_CLOSE)
+    sock.close()
 
 
 def reset_close(sock: socket.socket) -> None:
@@ -151,7 +163,7 @@ class Pumps:
         if reset:
             reset_close(sock)
         else:
-            sock.close()
+            whole_close(sock)
         tcp.detach(self.rows, row)
 
     def rows_of(self, fds: Words) -> Words:

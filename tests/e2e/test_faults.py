@@ -1,0 +1,97 @@
+"""Processes that are killed while bytes flow: what runs continues exactly or ends by an error, what is new works at once."""
+
+import concurrent.futures
+import hashlib
+import os
+import signal
+import socket
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.network import Network
+from bench.stream import children
+from tests.e2e.conftest import blob_digest
+
+pytestmark = pytest.mark.timeout(120)
+
+DOWNLOAD = 100 << 20
+PACE = 25 << 20  # bytes a second that the application reads: a transfer lasts while its network is broken
+
+
+def connect(network: Network, web: str, user: str = "") -> socket.socket:
+    """A SOCKS5 connection to the web server; `user` isolates it."""
+    sock = socket.create_connection(("127.0.0.1", network.proxy_port), 30)
+    try:
+        with sock.makefile("rb") as reader:
+            sock.sendall(b"\5\1" + (b"\2" if user else b"\0"))
+            assert reader.read(1) == b"\5"
+            if reader.read(1) == b"\2":
+                sock.sendall(b"\1" + bytes([len(user)]) + user.encode() + b"\1x")
+                assert reader.read(2) == b"\1\0"
+            port = int(web.rpartition(":")[2])
+            sock.sendall(b"\5\1\0\1\x7f\0\0\1" + struct.pack(">H", port))
+            assert reader.read(2) == b"\5\0"
+            reader.read(8)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def fetch(network: Network, web: str, size: int, user: str = "") -> tuple[int, str]:
+    """Bytes of a download's body and their digest, read at a steady pace. Raises what the socket raises."""
+    with connect(network, web, user) as sock, sock.makefile("rb") as reader:
+        sock.sendall(f"GET /blob/{size} HTTP/1.0\r\n\r\n".encode())
+        while reader.readline().strip():
+            pass
+        digest, found = hashlib.sha256(), 0
+        while part := reader.read1(1 << 18):
+            digest.update(part)
+            found += len(part)
+            time.sleep(len(part) / PACE)
+        return found, digest.hexdigest()
+
+
+def process(network: Network, alias: str, role: str) -> int:
+    """Pid of the process of this role in a node."""
+    supervisor = next(int(node["pid"]) for node in network.nodes() if node["alias"] == alias)
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(supervisor)}
+    return next(pid for pid, title in titles.items() if title.startswith(f"nyxd: {role}".encode()))
+
+
+def path_in_use(network: Network) -> list[str]:
+    """Aliases of the hops of a circuit that carries a stream."""
+    circuits = network.ask("circuits")["circuits"]
+    return next([hop["alias"] for hop in circuit["hops"]] for circuit in circuits if circuit["streams"])
+
+
+@pytest.mark.parametrize("place", ["client", "guard", "middle", "exit"])
+def test_a_killed_worker_costs_nobody_anything(network: Network, web: str, place: str) -> None:
+    """The download goes on over the death of a worker on its way, and new circuits are built at once."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        running = pool.submit(fetch, network, web, DOWNLOAD)
+        time.sleep(0.5)
+        alias = dict(zip(("guard", "middle", "exit"), path_in_use(network), strict=True)).get(place, network.client())
+        os.kill(process(network, alias, "worker"), signal.SIGKILL)
+        assert not running.done(), "the kill came too late to show anything"
+        began = time.monotonic()
+        fresh = [pool.submit(fetch, network, web, 1000, f"{place}{number}") for number in range(6)]
+        assert [part.result() for part in fresh] == 6 * [(1000, blob_digest(1000))]
+        assert time.monotonic() - began < 5
+        assert running.result() == (DOWNLOAD, blob_digest(DOWNLOAD))
+
+
+@pytest.mark.parametrize("place", ["client", "exit"])
+def test_a_torn_transfer_does_not_look_whole(network: Network, web: str, place: str) -> None:
+    """With its keeper a worker's sockets die: the application sees a reset, not an end of file."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fetch, network, web, DOWNLOAD)
+        time.sleep(0.5)
+        alias = network.client() if place == "client" else path_in_use(network)[-1]
+        os.kill(process(network, alias, "keeper"), signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            running.result()
+    assert fetch(network, web, 1000, f"after {place}") == (1000, blob_digest(1000))
