@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Columns
-from nyx.wire.geometry import LAYER_KEY_MAX
-from shards.tables import BACK, BUILDING, FORTH, FREE, KEYS_PER_CIRCUIT, LIVE, WINDOW_WORDS, Table, circuit_key
+from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
+from shards.tables import BACK, BUILDING, FORTH, FREE, KEYS_PER_CIRCUIT, LIVE, PATH_SIZE, WINDOW_WORDS, Table, circuit_key
 
 Entropy = Callable[[int], bytes]
 LayerKeys = tuple[bytes, bytes]  # of one hop: forth, back
@@ -35,6 +35,7 @@ class CircuitRows:
     def __init__(self, columns: Columns, table: Table, entropy: Entropy) -> None:
         self.rows: NDArray[Any] = columns["circuits"]
         self._keys: NDArray[np.uint8] = columns["layer_keys"]
+        self._paths: NDArray[np.uint8] = columns["circuit_paths"]
         self._windows: NDArray[np.uint64] = columns["cell_windows"]
         self._sessions: NDArray[Any] = columns["sessions"]
         self._table = table
@@ -108,6 +109,16 @@ class CircuitRows:
                 self._table.put(circuit_key(leg.link, leg.circuit_id), 2 * row + direction)
                 self._reserved.discard(circuit_key(leg.link, leg.circuit_id))
 
+    def write_path(self, row: int, nodes: Sequence[bytes]) -> None:
+        """Keep the node ids of an own circuit's hops, before `install`: a new life of the worker shows them."""
+        ids = b"".join(nodes)
+        self._paths[row * PATH_SIZE : row * PATH_SIZE + len(ids)] = np.frombuffer(ids, np.uint8)
+
+    def path(self, row: int) -> list[bytes]:
+        """Node ids of an own circuit's hops, from the first on."""
+        ids = self._paths[row * PATH_SIZE : row * PATH_SIZE + int(self.rows[row]["hops"]) * NODE_ID_SIZE].tobytes()
+        return [ids[at : at + NODE_ID_SIZE] for at in range(0, len(ids), NODE_ID_SIZE)]
+
     def legs(self, row: int) -> tuple[Leg | None, Leg | None]:
         """The sides towards the client and towards the last hop."""
         circuit = self.rows[row]
@@ -136,6 +147,7 @@ class CircuitRows:
         if circuit[0]["cell_next"]:
             self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS] = 0
         self._keys[row * KEYS_PER_CIRCUIT : (row + 1) * KEYS_PER_CIRCUIT] = 0
+        self._paths[row * PATH_SIZE : (row + 1) * PATH_SIZE] = 0
         circuit.view(np.uint8)[8:] = 0
         circuit["state"] = FREE
         self._free.append(row)

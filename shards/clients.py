@@ -205,6 +205,7 @@ class ClientCircuits:
             self._failed(circuit, now, "every stream connection is in use: raise limits.connections")
             return
         layers = [(hop.forward_key, hop.backward_key) for hop in keys.hops]
+        self._rows.write_path(circuit.row, [node.id for node in circuit.path])
         self._rows.install(circuit.row, keys.suite, layers, None, circuit.leg, connection)
         circuit.connection = connection
         circuit.ready_at = now
@@ -265,10 +266,6 @@ class ClientCircuits:
         self._all = [c for c in self._all if not (c.ready and c.row == row)]
 
     # ------------------------------------------------------------ for people
-
-    def of_row(self, row: int) -> OwnCircuit | None:
-        """The own circuit in this row."""
-        return next((c for c in self._all if c.row == row), None)
 
     @property
     def ready(self) -> int:

@@ -190,7 +190,8 @@ class CircuitDesk:
     def _describe_row(self, row: int, now: int) -> dict[str, Any]:
         circuit = self.rows.rows[row]
         role = int(circuit["role"])
-        own = self.clients.of_row(row) if self.clients and role == ROLE_CLIENT else None
+        known = self._context.snapshot.by_id
+        named = [(node, known(node)) for node in self.rows.path(row)] if role == ROLE_CLIENT else []
         forth, back = int(circuit["cells_forth"]), int(circuit["cells_back"])
         inwards, outwards = (back, forth) if role == ROLE_CLIENT else (forth, back)
         connection = int(circuit["connection"]) - 1
@@ -198,7 +199,7 @@ class CircuitDesk:
             "id": row,
             "role": {ROLE_CLIENT: "client", ROLE_LAST: "last"}.get(role, "relay"),
             "state": "ready",
-            "hops": [{"node": node.id.hex(), "alias": node.alias} for node in own.path] if own else None,
+            "hops": [{"node": node.hex(), "alias": found.alias if found else None} for node, found in named] or None,
             "age": (now - int(circuit["created"])) / SECOND,
             "streams": self._streams.streams_on(connection) if connection >= 0 else None,
             "cells_in": inwards,

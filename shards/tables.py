@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Column, Columns
 from nyx.kernel import inline, kernel
-from nyx.wire.geometry import HOPS_MAX, LAYER_KEY_MAX, WINDOW_BITS
+from nyx.wire.geometry import HOPS_MAX, LAYER_KEY_MAX, NODE_ID_SIZE, WINDOW_BITS
 
 # ---------------------------------------------------------------- circuits
 
@@ -51,14 +51,16 @@ CIRCUIT: Final = np.dtype(
 
 _FIELDS: Any = CIRCUIT.fields
 CELL_NEXT: Final = int(_FIELDS["cell_next"][1])  # offset of the commit word of an end's window
+PATH_SIZE: Final = HOPS_MAX * NODE_ID_SIZE  # bytes: node ids of an own circuit's hops, from the first on
 KEYS_PER_CIRCUIT: Final = HOPS_MAX * 2 * LAYER_KEY_MAX  # bytes; hop h, direction d at (2 h + d) * LAYER_KEY_MAX
 WINDOW_WORDS: Final = WINDOW_BITS // 64
 
 
 def circuit_columns(circuits: int) -> list[Column]:
-    """Columns of `circuits` rows: the rows, their layer keys, and the sequence windows of those that end here."""
+    """Columns of `circuits` rows: the rows, paths of own circuits, layer keys, and the sequence windows of those of ends."""
     return [
         Column("circuits", CIRCUIT, circuits),
+        Column("circuit_paths", np.dtype(np.uint8), circuits * PATH_SIZE),
         Column("layer_keys", np.dtype(np.uint8), circuits * KEYS_PER_CIRCUIT),
         Column("cell_windows", np.dtype(np.uint64), circuits * WINDOW_WORDS),
     ]

@@ -70,7 +70,7 @@ def worker_columns(config: Config) -> list[Column]:
         *session_columns(sessions),
         *peer_columns(sessions),
         *control_columns(sessions),
-        *replay_columns(),
+        *replay_columns(1 << 20),
         *circuit_columns(limits.circuits),
         *filter_columns(FILTER_BUCKETS),
         *stream_columns(limits.connections, limits.streams, STREAM_RING),
