@@ -36,7 +36,7 @@ CLOCK_BLUR: Final = 32  # seconds: records say a time that far ahead at random, 
 BUILDS_AT_ONCE: Final = 8
 CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
 BACK_OFF_FIRST: Final = SECOND // 4
-BACK_OFF_MOST: Final = 15 * SECOND
+BACK_OFF_MOST: Final = 4 * SECOND
 
 
 @dataclass(eq=False, slots=True)
@@ -225,6 +225,9 @@ class ClientCircuits:
         self.close(circuit, DestroyReason.NONE)
 
     def _later(self, now: int) -> None:
+        """Wait before the next build, longer each time; builds that fail together count once."""
+        if now < self._not_before:
+            return
         self._back_off = min(max(2 * self._back_off, BACK_OFF_FIRST), BACK_OFF_MOST)
         self._not_before = now + self._back_off
 

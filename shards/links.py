@@ -46,6 +46,7 @@ SILENT_TRIES: Final = 3  # so many initiations, 3 s, without an answer: whoever 
 HALF_OPEN: Final = 10 * SECOND
 KEEP_GENERATION: Final = 10 * SECOND  # packets of the old keys may still be under way
 KEEP_ALIVE: Final = 15 * SECOND
+UNHEARD: Final = 2 * SECOND  # something was sent and nothing came: the peer is asked whether it is there
 IDLE: Final = 60 * SECOND
 LINKS_MAX: Final = 4096
 PENDING_PEERS: Final = 256  # handshakes of our own under way
@@ -534,8 +535,11 @@ class Links:
         last_in, last_out = (max(int(r[name]) for r in rows) for name in ("last_in", "last_out"))
         if now - max(last_in, link.created) > IDLE:
             self._end(link, now)
-        elif now - last_out > KEEP_ALIVE:  # on a session of our own: whatever other workers say, we know that the peer is there
-            index = min(index for _, index in link.sessions)
+            return
+        index = min(index for _, index in link.sessions)  # of our own: whatever other workers say, we know if the peer is there
+        channel = link.channels.get((link.sending, index))
+        unheard = last_out - last_in > UNHEARD and channel is not None and not channel.waiting
+        if unheard or now - last_out > KEEP_ALIVE:
             self._send_frames(link, index, [Ping(int.from_bytes(self._entropy(8), "big"))])
 
     def close(self, link: Link, code: ErrorCode, now: int) -> None:
