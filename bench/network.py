@@ -13,6 +13,7 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 START_TIMEOUT: Final = 400  # seconds; a first start compiles every kernel
+START_TRIES: Final = 3
 
 
 def free_port() -> int:
@@ -93,13 +94,22 @@ class Network:
 @contextlib.contextmanager
 def running_network(folder: Path, *options: str, nodes: int = 5) -> Iterator[Network]:
     """Start a test network of so many nodes (relays and a client) in `folder`, and stop it at the end whatever happens."""
-    base_port, proxy_port = free_block(nodes), free_port()
     where = ("--dir", str(folder))
-    ports = ("--relays", str(nodes - 1), "--base-port", str(base_port), "--proxy-port", str(proxy_port))
-    started = nyxctl("testnet", "up", *where, *ports, *options, timeout=START_TIMEOUT, check=False)
     try:
-        if started.returncode != 0:
-            raise RuntimeError(f"the test network did not start:\n{started.stdout}{started.stderr}")
-        yield Network(folder, range(base_port, base_port + nodes), proxy_port)
+        yield _start(folder, where, options, nodes, START_TRIES)
     finally:
         nyxctl("testnet", "down", *where, check=False)
+
+
+def _start(folder: Path, where: tuple[str, ...], options: tuple[str, ...], nodes: int, tries: int) -> Network:
+    """Start on free ports; again on others when another network took them meanwhile."""
+    base_port, proxy_port = free_block(nodes), free_port()
+    ports = ("--relays", str(nodes - 1), "--base-port", str(base_port), "--proxy-port", str(proxy_port))
+    started = nyxctl("testnet", "up", *where, *ports, *options, timeout=START_TIMEOUT, check=False)
+    if started.returncode == 0:
+        return Network(folder, range(base_port, base_port + nodes), proxy_port)
+    said = started.stdout + started.stderr
+    if tries > 1 and ("in use" in said or "is taken" in said):
+        nyxctl("testnet", "down", *where, check=False)
+        return _start(folder, where, options, nodes, tries - 1)
+    raise RuntimeError(f"the test network did not start:\n{said}")
