@@ -42,7 +42,7 @@ def test_place_accepts(path: str) -> None:
         "raise NotImplementedError",
         "index = https://pypi.org/simple",
         "files.pythonhosted.org",
-        "cd /work/main",
+        "cd /work/tree",
         'open("/root/x")',
         "(/home/jdoe/nyx)",
         "a\n<<<<<<< HEAD\nb",
