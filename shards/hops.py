@@ -3,7 +3,7 @@
 Place on a packet's way: build and answer cells of the control channel end here; the circuit's row is what remains.
 
     COLLECT   build cells come in on one leg         -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s
-    ANSWERS   cells passed on, answers awaited        -> OPEN, or gone after 14 s (DESTROY both ways)
+    ANSWERS   cells passed on, answers awaited        -> OPEN, or gone after 14 s (DESTROY both ways), 3 s while there is no link
     OPEN      the row carries cells                   -> gone by DESTROY, a lost link, 120 s without a cell, a failed cell
 
 Source: docs/protocol.md, "A hop's work", "States of a circuit".
@@ -35,6 +35,7 @@ from shards.tables import ROLE_LAST, ROLE_RELAY
 SECOND: Final = 1_000_000_000
 COLLECT_LIMIT: Final = 2 * SECOND
 ANSWER_LIMIT: Final = 14 * SECOND
+LINK_LIMIT: Final = 3 * SECOND  # for a link to the next hop: the client hears of it in time to try another path
 COLLECTING_PER_LINK: Final = 64  # builds of one neighbour whose seven cells are not all there
 PENDING_PER_LINK: Final = 512  # builds of one neighbour that are not answered, those included
 PENDING_MAX: Final = 4096  # builds of a worker that are not answered: at most 9 KiB of cells each
@@ -177,9 +178,9 @@ class Hops:
         if node is None:
             self._fail(pending, DestroyReason.NEXT_UNREACHABLE)
             return
-        pending.due = now + ANSWER_LIMIT
+        pending.due = now + LINK_LIMIT
         self._linking.add(pending)
-        self._links.want(node, lambda link: self._pass_on(pending, link), now, wall)
+        self._links.want(node, lambda link: self._pass_on(pending, link, now + ANSWER_LIMIT), now, wall)
 
     def _finish_last(self, pending: _Pending, result: HopResult) -> None:
         if pending.row is not None:
@@ -196,7 +197,7 @@ class Hops:
         for slot, cell in enumerate(result.answer_layer(cells)):
             self._links.send_cell(pending.link, pending.session, KIND_ANSWER, slot, pending.circuit_id, cell)
 
-    def _pass_on(self, pending: _Pending, link: Link | None) -> None:
+    def _pass_on(self, pending: _Pending, link: Link | None, due: int) -> None:
         """The link to the next hop is there, or will not be."""
         result = pending.result
         if pending not in self._linking or result is None:
@@ -207,6 +208,7 @@ class Hops:
             return
         session = self._links.choose_session(link)
         circuit_id = self._rows.new_id(link.row, link.initiator)
+        pending.due = due
         pending.forth_link = link
         pending.forth = Leg(link.row, session, circuit_id)
         self._awaited[link.row, circuit_id] = pending
@@ -293,6 +295,8 @@ class Hops:
         for pending in [p for p in self._pending.values() if now >= p.due]:
             if pending.collecting:
                 self._leave(pending)
+            elif pending in self._linking:
+                self._fail(pending, DestroyReason.NEXT_UNREACHABLE)
             else:
                 self._give_up(pending, DestroyReason.DEADLINE)
 

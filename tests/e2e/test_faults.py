@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.network import Network
+from bench.network import Network, running_network
 from bench.stream import children
 from tests.e2e.conftest import blob_digest
 
@@ -95,3 +95,19 @@ def test_a_torn_transfer_does_not_look_whole(network: Network, web: str, place: 
         with pytest.raises(ConnectionResetError):
             running.result()
     assert fetch(network, web, 1000, f"after {place}") == (1000, blob_digest(1000))
+
+
+def test_a_dead_relay_stops_nobody_for_long(tmp_path: Path, web: str) -> None:
+    """A whole relay ends without a word: its neighbours miss it, and requests take other paths."""
+    with running_network(tmp_path) as network, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        running = pool.submit(fetch, network, web, DOWNLOAD)
+        time.sleep(0.5)
+        middle = path_in_use(network)[1]
+        os.kill(next(int(node["pid"]) for node in network.nodes() if node["alias"] == middle), signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            running.result()
+        assert time.monotonic() - began < 10
+        fresh = [pool.submit(fetch, network, web, 1000, f"fresh{number}") for number in range(4)]
+        assert [part.result() for part in fresh] == 4 * [(1000, blob_digest(1000))]
+        assert time.monotonic() - began < 20

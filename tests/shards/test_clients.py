@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from nyx.onion.build import ClientBuild
+from nyx.stats import Counter
 from nyx.stream.columns import FREE as CONNECTION_FREE
 from nyx.stream.columns import LIVE as CONNECTION_LIVE
 from shards import clients as module
@@ -70,6 +71,17 @@ def test_a_build_without_answer_ends_in_time_and_backs_off(net):
     assert of(net).warning
     assert len(of(net).all) <= 2
     assert of(net)._not_before > 0
+
+
+def test_builds_that_fail_together_count_once(net, monkeypatch):
+    """Many who wait for circuits must not make each other wait longer: one dead relay would stop them all."""
+    net.run(1)
+    net.watch = lambda flying: None
+    for number in range(6):
+        of(net).connection_for(bytes([number]), net.now)
+    net.run(8.5, SECOND // 10)
+    assert net.clients[0].statistics[Counter.BUILDS_FAILED] >= 6
+    assert of(net)._back_off <= 2 * module.BACK_OFF_FIRST
 
 
 def test_a_relay_is_no_hop_of_its_own_circuits(rng, tmp_path):

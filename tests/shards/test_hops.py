@@ -316,6 +316,15 @@ def test_a_next_hop_that_does_not_answer_ends_the_build_with_a_reason(net):
     assert nothing_left(relay)
 
 
+def test_a_next_hop_without_a_link_is_given_up_before_the_client_gives_up(net):
+    peer, relay = Peer(net), net.relays[0]
+    net.watch = lambda flying: None if flying.target == net.relays[1].address else flying.packet
+    peer.send(build(net, 0, 1, 2))
+    net.run(4, SECOND // 10)
+    assert peer.ends == [(ID, DestroyReason.NEXT_UNREACHABLE)]
+    assert nothing_left(relay)
+
+
 def test_a_next_hop_that_is_unknown_is_said_to_be_so(net):
     peer = Peer(net)
     made = build(net, 0, 1, 2)

@@ -397,6 +397,17 @@ def test_links_stay_while_peers_answer_and_end_when_they_do_not(net):
     assert not relay.columns["sessions"].view(np.uint8).any()
 
 
+def test_a_peer_that_says_nothing_to_what_is_sent_is_missed_within_seconds(net):
+    client, relay = net.clients[0], net.relays[0]
+    link = net.link(client, 0)
+    net.run(3, SECOND // 4)
+    cut(net, relay, client)
+    for _ in range(7):  # cells without an answer
+        client.columns["sessions"]["last_out"][list(link.sessions.values())] = net.now
+        net.run(1, SECOND // 20)
+    assert client.links.all() == []
+
+
 def test_a_failed_hand_over_leaves_no_secret_in_the_slot(net):
     relay = net.relays[0]
     relay.batch._rings = SimpleNamespace(push=lambda *_: 0)
