@@ -54,6 +54,7 @@ class OwnCircuit:
     answers: dict[int, bytes] = field(default_factory=dict)
     connection: int = -1
     ready_at: int = 0
+    used: int = 0  # when a stream took it last
 
     @property
     def ready(self) -> bool:
@@ -105,6 +106,7 @@ class ClientCircuits:
             self._wanted[isolation] = now + 15 * SECOND
             return None
         found.isolation = isolation
+        found.used = now
         self._wanted.pop(isolation, None)
         return found.connection
 
@@ -134,9 +136,19 @@ class ClientCircuits:
         spare = sum(c.isolation is None for c in self._all)
         missing = self._context.config.path.circuits_ahead + len(self._wanted) - spare
         building = sum(not c.ready for c in self._all)
-        for _ in range(min(missing, BUILDS_AT_ONCE - building, CIRCUITS_MAX - len(self._all))):
+        wanted = min(missing, BUILDS_AT_ONCE - building)
+        self._make_room(wanted)
+        for _ in range(min(wanted, CIRCUITS_MAX - len(self._all))):
             if not self._start(now, wall):
                 break
+
+    def _make_room(self, wanted: int) -> None:
+        """Where new circuits are wanted and all are taken, close those that no stream uses, the ones unused for longest first."""
+        short = len(self._all) + wanted - CIRCUITS_MAX
+        if short > 0:
+            idle = [c for c in self._all if c.ready and c.isolation is not None and self._streams_on(c.connection) == 0]
+            for circuit in sorted(idle, key=lambda c: c.used)[:short]:
+                self.close(circuit, DestroyReason.NONE)
 
     def _path(self, wall: int) -> list[Node]:
         config, snapshot, entropy = self._context.config, self._context.snapshot, self._context.entropy

@@ -73,6 +73,17 @@ def test_a_build_without_answer_ends_in_time_and_backs_off(net):
     assert of(net)._not_before > 0
 
 
+def test_a_new_key_takes_the_place_of_the_one_unused_for_longest(net, monkeypatch):
+    monkeypatch.setattr(module, "CIRCUITS_MAX", 3)
+    net.run(1)
+    for key in (b"one", b"two", b"one", b"three", b"four"):
+        of(net).connection_for(key, net.now)
+        net.run(1)
+        assert of(net).connection_for(key, net.now) is not None, key
+    assert len(of(net).all) <= 3
+    assert b"two" not in {circuit.isolation for circuit in of(net).all}
+
+
 def test_builds_that_fail_together_count_once(net, monkeypatch):
     """Many who wait for circuits must not make each other wait longer: one dead relay would stop them all."""
     net.run(1)
