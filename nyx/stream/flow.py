@@ -32,6 +32,25 @@ def grant(desk: Desk, c: Record, connection: Int, count: Int) -> None:
         push_ready(desk, c, connection)
 
 
+@inline
+def credit_unread(desk: Desk, c: Record, s: Record) -> None:
+    """At a client whose connection window is half used, what arrives in order counts as consumed at once.
+
+    A stream's own window bounds what its reader leaves; without this a few readers that stand still stop all others of a circuit.
+    A last hop does not: there the connection window bounds what one circuit makes it hold.
+    """
+    if c["client"] and c["data_limit"] - c["data_in"] < c["window"] >> 1 and s["rx_ready"] > s["rx_credit"]:
+        grant(desk, c, s["connection"], s["rx_ready"] - s["rx_credit"])
+        s["rx_credit"] = s["rx_ready"]
+
+
+@inline
+def window_is_due(s: Record) -> Int:
+    """Whether enough was read that the peer may send more on this stream, and has not been promised it."""
+    open_ended = s["rx_final"] == 0 and s["rx_reset"] == 0 and s["rx_stop"] == 0 and s["control"] & DO_WINDOW == 0
+    return open_ended and s["rx_tail"] + s["rx_window"] - s["rx_limit"] >= s["rx_window"] >> 2
+
+
 @called
 def note_consumed(desk: Desk, c: Record, connection: Int, streams: Rows, s: Record, row: Int) -> None:
     """The application took bytes: rx_tail moved."""
@@ -39,8 +58,7 @@ def note_consumed(desk: Desk, c: Record, connection: Int, streams: Rows, s: Reco
     if gain > 0:
         grant(desk, c, connection, gain)
         s["rx_credit"] = s["rx_tail"]
-    open_ended = s["rx_final"] == 0 and s["rx_reset"] == 0 and s["rx_stop"] == 0
-    if open_ended and s["rx_tail"] + s["rx_window"] - s["rx_limit"] >= s["rx_window"] >> 2:
+    if window_is_due(s):
         s["control"] |= DO_WINDOW
         link_work(desk, c, connection, streams, s, row)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nyx.kernel import Int, address, fence, inline, store_release
 from nyx.stream.columns import DESK_RING, DESK_ROWS, DESK_RX, FINISHED, READABLE, STREAM, Record, stream_offset
-from nyx.stream.flow import end_account, grant
+from nyx.stream.flow import credit_unread, end_account, grant
 from nyx.stream.lifecycle import rx_bits
 from nyx.stream.octets import Bytes, into_ring
 from nyx.stream.queues import Desk, push_event
@@ -64,5 +64,6 @@ def accept_data(
         if s["rx_ready"] > before:
             push_event(desk, s, row, READABLE)
             c["bytes_in"] += s["rx_ready"] - before
+            credit_unread(desk, c, s)
     if s["rx_final"] > 0 and s["rx_ready"] == s["rx_final"] - 1 and (fin or s["rx_ready"] > before):
         push_event(desk, s, row, FINISHED)

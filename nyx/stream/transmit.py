@@ -41,7 +41,7 @@ from nyx.stream.columns import (
 )
 from nyx.stream.compose import write_close, write_connection_control, write_lost, write_refusal, write_spare_ack, write_work
 from nyx.stream.congestion import pace
-from nyx.stream.flow import note_consumed
+from nyx.stream.flow import note_consumed, window_is_due
 from nyx.stream.lifecycle import Words
 from nyx.stream.octets import Bytes, fill
 from nyx.stream.queues import Desk, Rows, arm, link_work, pop_ready, push_event, push_ready
@@ -186,7 +186,7 @@ def _look(desk: Desk, connections: Rows, streams: Rows, row: Int) -> None:
         ends = s["tx_fin"] != 0 and s["fin_state"] == 0 and s["tx_next"] == s["tx_head"]
         if more or ends:
             link_work(desk, c, connection, streams, s, row)
-    if s["rx_tail"] > s["rx_credit"]:
+    if s["rx_tail"] > s["rx_credit"] or window_is_due(s):  # credit may be ahead of the reader
         note_consumed(desk, c, connection, streams, s, row)
 
 

@@ -99,3 +99,45 @@ def test_reset_and_stopped_streams_give_their_window_back() -> None:
         taker = net.exit.streams.connections[0]
         assert int(taker["consumed"]) == int(taker["data_in"]), how
         assert net.client.streams.free_rows == net.exit.streams.free_rows == 16
+
+
+def test_readers_that_stand_still_do_not_stop_the_others_of_a_client() -> None:
+    """Their unread bytes fill the connection's window; a stream that is read goes on through many windows of its own."""
+    net = Network(streams=16, cells=4000)
+    *still, busy = [net.open() for _ in range(9)]
+    assert net.run(lambda: len(net.exit.ids) == 9)
+    net.client.reading = False
+    for row in still:
+        assert net.write(net.exit, net.peer_row(net.client, row), net.rng.randbytes(MIB)) == MIB
+    net.run(seconds=3)
+    assert [stream_stats(net.client.streams, row)["unread"] for row in still] == 8 * [MIB]
+    data, peer, began = net.rng.randbytes(8 * MIB), net.peer_row(net.client, busy), net.now
+
+    def carried() -> bool:
+        net.consume(net.client, busy)
+        done = len(net.exit.written[peer])
+        net.write(net.exit, peer, data[done:])
+        return len(net.client.read[busy]) == len(data)
+
+    assert net.run(carried)
+    assert net.now - began < 10_000 * MS
+    assert bytes(net.client.read[busy]) == data
+    net.client.reading = True
+    assert net.run(lambda: all(len(net.client.read[row]) == MIB for row in still))
+    net.check_read()
+
+
+def test_a_streams_window_moves_with_its_reader_though_credit_is_ahead() -> None:
+    net = Network()
+    row = net.open()
+    assert net.run(lambda: len(net.exit.ids) == 1)
+    peer = net.peer_row(net.client, row)
+    net.client.reading = False
+    assert net.write(net.exit, peer, net.rng.randbytes(MIB)) == MIB
+    net.run(seconds=1)
+    stream = net.client.streams.streams[row]
+    stream["rx_credit"] = stream["rx_ready"]  # as when the connection's window was half used
+    net.client.reading = True
+    assert net.write(net.exit, peer, net.rng.randbytes(MIB)) == MIB
+    assert net.run(lambda: len(net.client.read[row]) == 2 * MIB, seconds=2)
+    net.check_read()
