@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     """Read and verify everything the node is built from. `write`: make its folders and pin the directory's sequence.
 
-    Raises ConfigError with all problems found.
+    Raises ConfigError with all problems found, NyxError when the state folder takes nothing.
     """
     config = load(file, environ=os.environ, flags=flags)
     problems: list[str] = []
@@ -71,8 +71,11 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
         pin = config.pin_file if config.pin_file.exists() or (write and not problems) else None
         directory = FileDirectory(config.directory.file, config.directory.signers, config.directory.threshold, pin)
         snapshot = directory.snapshot(int(time.time()))
-    except (DirectoryError, OSError) as error:
+    except DirectoryError as error:
         problems.append(f"{config.directory.file}: {error}")
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise NyxError(f"{config.pin_file}: cannot be written: {why}; make room, or let this user write there") from error
     if problems or snapshot is None:
         raise ConfigError(problems)
     return Checked(config, keys, snapshot)

@@ -1,5 +1,6 @@
 """The command: every mistake is told at once, with exit 78 and nothing started."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -147,6 +148,18 @@ def test_files_open_to_others_are_refused(home: Home, capsys: pytest.CaptureFixt
     code, _, err = run(home, capsys=capsys)
     assert code == 78
     assert "others can enter" in err[0]
+
+
+def test_a_full_disk_is_exit_1_and_names_the_file_that_was_not_written(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nyx.path.directory.write_whole", full)
+    code, out, err = run(home, capsys=capsys)
+    assert (code, out, len(err)) == (1, "", 1)
+    assert "directory.pin: cannot be written: No space left on device; make room" in err[0]
 
 
 def test_a_taken_port_is_exit_1(home: Home) -> None:
