@@ -85,6 +85,8 @@ def _read(path: Path, most: int) -> tuple[bytes, os.stat_result]:
             raise ConfigError([f"{path}: is not a file"])
         with os.fdopen(os.dup(handle), "rb") as file:
             data = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     finally:
         os.close(handle)
     if len(data) > most:

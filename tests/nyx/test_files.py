@@ -92,3 +92,8 @@ def test_a_private_folder_is_made_or_checked(tmp_path):
     for name in ("link", "file"):
         with pytest.raises(ConfigError):
             files.private_folder(tmp_path / name)
+
+
+def test_a_file_that_fails_while_it_is_read_is_named():
+    with pytest.raises(ConfigError, match="/proc/self/mem: cannot be read: Input/output error"):
+        files.read_bounded(Path("/proc/self/mem"), 10)
