@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.network import Network, running_network
-from bench.stream import children
+from bench.stream import children, connect
 
 _BLOCK: Final = random.Random(7).randbytes(1 << 20)
 _PATIENCE: Final = 30  # seconds without a byte: the stream is lost
@@ -91,19 +91,6 @@ def _sink(connection: socket.socket, size: int) -> None:
     connection.sendall(digest.digest())
 
 
-def connect(port: int, proxy: int) -> socket.socket:
-    """A connection to the target through the proxy."""
-    stream = socket.create_connection(("127.0.0.1", proxy), timeout=_PATIENCE)
-    stream.sendall(b"\x05\x01\x00")
-    if stream.recv(2, socket.MSG_WAITALL) != b"\x05\x00":
-        raise ConnectionError("the proxy closed in the greeting")
-    stream.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + struct.pack(">H", port))
-    reply = stream.recv(10, socket.MSG_WAITALL)
-    if len(reply) != 10 or reply[1]:
-        raise ConnectionError(f"the proxy answered {reply[1:2].hex() or 'nothing'}")
-    return stream
-
-
 def download(stream: socket.socket, size: int, outcome: Outcome) -> bool:
     """Whether `size` bytes came as they were sent."""
     stream.sendall(struct.pack(">cQ", b"D", size))
@@ -136,7 +123,7 @@ def transfers(port: int, proxy: int, size: int, outcome: Outcome, stop: threadin
     while not stop.is_set():
         number += 1
         try:
-            with connect(port, proxy) as stream:
+            with connect(port, proxy, _PATIENCE) as stream:
                 right = (download, upload)[number % 2](stream, size, outcome)
         except OSError as error:
             outcome.ended += 1

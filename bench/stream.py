@@ -2,7 +2,7 @@
 
 Every process shares this machine's cores: the figures are what one machine carries in all, not what a link could. Prints
 Mbps of application bytes, the ratio to raw TCP, first byte on a warm circuit, CPU-nanoseconds per application packet (1198
-bytes) by role, and PSS by process. `--json` prints the same as JSON.
+bytes) by role, round trips of single bytes with the CPU time of a turn, and PSS by process. `--json` prints the same as JSON.
 
     python -m bench.stream [--hops 1,2,3,5] [--mib 256] [--rounds 3] [--json]
 """
@@ -24,11 +24,12 @@ from bench.network import Network, running_network
 from nyx.wire.geometry import STREAM_DATA_MAX
 
 _BLOCK: Final = os.urandom(1 << 20)
+TRIPS: Final = 500
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
 def source() -> tuple[int, int]:
-    """Fork a server that sends to each connection as many bytes as its first 8 bytes ask for. Returns (pid, port)."""
+    """Fork a server that sends each connection the bytes its first 8 bytes ask for, then echoes. Returns (pid, port)."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     port = int(listener.getsockname()[1])
     pid = os.fork()
@@ -42,22 +43,33 @@ def source() -> tuple[int, int]:
                 (left,) = struct.unpack(">Q", connection.recv(8, socket.MSG_WAITALL))
                 while left:
                     left -= connection.send(_BLOCK[: min(left, len(_BLOCK))])
-                connection.recv(1)
+                while data := connection.recv(4096):
+                    connection.sendall(data)
             os._exit(0)
         connection.close()
 
 
-def connect(port: int, proxy: int | None) -> socket.socket:
-    """A connection to the source, direct or by SOCKS5."""
-    stream = socket.create_connection(("127.0.0.1", proxy or port), timeout=60)
-    if proxy:
-        stream.sendall(b"\x05\x01\x00")
-        stream.recv(2, socket.MSG_WAITALL)
-        stream.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + struct.pack(">H", port))
-        reply = stream.recv(10, socket.MSG_WAITALL)
-        if reply[1] != 0:
-            raise RuntimeError(f"the proxy answered {reply[1]}")
+def connect(port: int, proxy: int | None, timeout: float = 60) -> socket.socket:
+    """A connection to a port of 127.0.0.1, direct or by SOCKS5. Raises ConnectionError, OSError."""
+    stream = socket.create_connection(("127.0.0.1", proxy or port), timeout)
+    try:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy:
+            _ask_proxy(stream, port)
+    except BaseException:
+        stream.close()
+        raise
     return stream
+
+
+def _ask_proxy(stream: socket.socket, port: int) -> None:
+    stream.sendall(b"\x05\x01\x00")
+    if stream.recv(2, socket.MSG_WAITALL) != b"\x05\x00":
+        raise ConnectionError("the proxy closed in the greeting")
+    stream.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + struct.pack(">H", port))
+    reply = stream.recv(10, socket.MSG_WAITALL)
+    if len(reply) != 10 or reply[1]:
+        raise ConnectionError(f"the proxy answered {reply[1:2].hex() or 'nothing'}")
 
 
 def transfer(port: int, proxy: int | None, size: int) -> float:
@@ -81,6 +93,20 @@ def first_byte(port: int, proxy: int | None) -> float:
         stream.sendall(struct.pack(">Q", 1))
         stream.recv(1)
         return 1e3 * (time.perf_counter() - start)
+
+
+def round_trips(port: int, proxy: int | None, count: int) -> list[float]:
+    """Microseconds for one byte to the target and back on an open stream, so many times, one after the other."""
+    with connect(port, proxy) as stream:
+        stream.sendall(struct.pack(">Q", 1))
+        stream.recv(1)
+        found = []
+        for _ in range(count):
+            start = time.perf_counter()
+            stream.sendall(b"x")
+            stream.recv(1)
+            found.append(1e6 * (time.perf_counter() - start))
+        return sorted(found)
 
 
 # ---------------------------------------------------------------- what the processes used
@@ -119,6 +145,25 @@ def pss_kib(pid: int) -> int:
     return 0
 
 
+def work_done(network: Network) -> dict[str, tuple[int, int]]:
+    """Turns of the worker and nanoseconds of CPU in them so far, by node."""
+    totals = {node["alias"]: network.ask("stats", alias=node["alias"])["total"] for node in network.nodes()}
+    return {alias: (total["turns"], total["busy"]) for alias, total in totals.items()}
+
+
+def measure_trips(network: Network, port: int) -> dict[str, Any]:
+    """Round trips of single bytes, and what a worker's turn costs under them (nodes that took part)."""
+    before = work_done(network)
+    trips = round_trips(port, network.proxy_port, TRIPS)
+    after = work_done(network)
+    spent = {alias: (turns - before[alias][0], busy - before[alias][1]) for alias, (turns, busy) in after.items()}
+    used = [busy / turns / 1e3 for turns, busy in spent.values() if turns > TRIPS]
+    return {
+        "round_trip_us": {"median": statistics.median(trips), "p99": trips[len(trips) * 99 // 100]},
+        "turn_us": statistics.mean(used) if used else None,
+    }
+
+
 def measure(hops: int, size: int, rounds: int, port: int) -> dict[str, Any]:
     """Rounds of raw TCP and Nyx in turn over one network of this path length."""
     with contextlib.ExitStack() as stack:
@@ -134,6 +179,7 @@ def measure(hops: int, size: int, rounds: int, port: int) -> dict[str, Any]:
             for pid, name in names.items():
                 used[name] += cpu_seconds(pid) - before[pid]
         first = [first_byte(port, network.proxy_port) for _ in range(20)]
+        trips = measure_trips(network, port)
         packets = rounds * size / STREAM_DATA_MAX
         memory: dict[str, list[int]] = {}
         for pid, name in names.items():
@@ -145,6 +191,7 @@ def measure(hops: int, size: int, rounds: int, port: int) -> dict[str, Any]:
         "nyx_mbps_rounds": nyx,
         "ratio": statistics.median(n / r for n, r in zip(nyx, raw, strict=True)),
         "first_byte_ms": {"median": statistics.median(first), "worst": max(first)},
+        **trips,
         "cpu_ns_per_packet": {name: 1e9 * seconds / packets for name, seconds in sorted(used.items())},
         "cpu_seconds_per_gb": sum(used.values()) / (rounds * size / 1e9),
         "pss_mib": {name: round(statistics.mean(v) / 1024, 1) for name, v in sorted(memory.items())},
@@ -160,6 +207,8 @@ def report(result: dict[str, Any]) -> None:
         f"ratio {result['ratio']:.3f}  first byte {first['median']:.2f} ms (worst {first['worst']:.2f})  "
         f"{result['cpu_seconds_per_gb']:.1f} CPU-s/GB  PSS {result['pss_mib_all']} MiB"
     )
+    trip, turn = result["round_trip_us"], result["turn_us"]
+    print(f"    round trip of a byte {trip['median']:.0f} us (p99 {trip['p99']:.0f}), a worker's turn {turn or 0:.0f} us of CPU")
     for name, cost in result["cpu_ns_per_packet"].items():
         print(f"    {name:24} {cost:8.0f} ns a packet   PSS {result['pss_mib'][name]:6.1f} MiB a process")
 

@@ -41,7 +41,7 @@ class Counter(IntEnum):
     STREAMS_REFUSED = 17
     STREAMS_CLOSED = 18
     PROXY_CLIENTS = 19  # connections accepted by the proxy
-    PROXY_REFUSED = 20
+    PROXY_REFUSED = 20  # of those: no room, a bad greeting, or none in time
     HANDED_OVER = 21  # packets given to another worker over its ring
     TAKEN_OVER = 22
     RING_FULL = 23  # packets dropped because that ring was full

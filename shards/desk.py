@@ -47,7 +47,6 @@ class CircuitDesk:
         self._links = links
         self.rows = rows
         self._streams = streams
-        self._edge = edge
         self._statistics: NDArray[np.int64] = batch.statistics
         self._bad_seen = 0
         self.clients: ClientCircuits | None = None

@@ -488,9 +488,10 @@ class Links:
         return soonest
 
     def _flush_channel(self, link: Link, key: tuple[int, int], channel: Channel, now: int) -> None:
-        row = link.sessions.get(key)
+        row, before = link.sessions.get(key), channel.retransmitted
         while row is not None and self._batch.may_send_control and (packet := channel.poll_transmit(now)) is not None:
             self._batch.send_control(row, packet.header_byte, packet.path_byte, packet.payload)
+        self._row[Counter.CONTROL_RETRANSMITTED] += channel.retransmitted - before
 
     def on_timer(self, now: int, wall: int) -> None:
         """Once a second: tries, half-open links, old generations, keep-alive, silence."""

@@ -11,12 +11,12 @@ import ctypes
 import os
 import platform
 import select
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nyx.kernel import address, foreign, inline, kernel
+from nyx.kernel import address, foreign, kernel
 
 Words = NDArray[np.int64]
 
@@ -110,12 +110,6 @@ def fine_timers() -> None:
 def make_event() -> int:
     """A wake-up between processes: a descriptor that is readable while somebody signalled it."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-
-@inline
-def signal_event(fd: int, one: int) -> Any:
-    """Kernel helper: signal; `one` is the address of a word that holds 1."""
-    return _write(fd, one, 8)
 
 
 def signal(fd: int) -> None:

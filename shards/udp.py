@@ -340,7 +340,7 @@ class Udp:
     """One worker's UDP socket, bound already, and the vectors its kernels work in.
 
     After `receive`: `slots[:n]`, `origins[:n]` (index of the message), `sources[o * 28 : o * 28 + 28]` (raw address).
-    `receive_buffer` and `send_buffer` are the bytes the kernel really gave. `counters` is indexed by the constants above.
+    `receive_buffer` is what the kernel really gave, in bytes. `counters` is indexed by the constants above.
     """
 
     def __init__(self, sock: socket.socket, pool: Pool, *, offload: bool = True) -> None:
@@ -354,7 +354,6 @@ class Udp:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             _try(sock, socket.SOL_SOCKET, option, BUFFER_ASKED)
         self.receive_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        self.send_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         _try(sock, socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if sock.family == socket.AF_INET6:
             _try(sock, socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)

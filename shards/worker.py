@@ -60,6 +60,7 @@ _RECEIVES: Final = 3  # batches before the streams get their turn
 _LOW_POOL: Final = 2 * BATCH  # below it nothing new is received or made until the socket takes what waits
 _FLUSH: Final = 100_000_000  # ns between two copies of the private counters to shared memory
 _OUR_EVENTS: Final = select.EPOLLIN
+_PROXY_REFUSED: Final = ("accept_failed", "clients_evicted", "greetings_bad", "greetings_slow")  # the edge's names
 
 
 def worker_columns(config: Config) -> list[Column]:
@@ -136,7 +137,7 @@ class Worker:
         self._links_due = 0
         self._stopping = False
         self._active = True  # whether streams or edges may have something to do in this turn
-        self._turns = self._made = self._delivered = 0
+        self._turns = self._made = self._delivered = self._closed = 0
         self._udp_fd = self.udp.fileno()
         self._our = {self.udp.fileno(), context.control.fileno(), context.events[context.index], context.stop}
         for fd in self._our:
@@ -242,6 +243,7 @@ class Worker:
         while (event := self.streams.next_event()) is not None:
             kind, connection, stream, value = event
             self.edge.on_event(kind, connection, stream, value, now)
+            self._closed += kind == stream_events.CLOSED
             if kind in {stream_events.CONNECTION_CLOSED, stream_events.PROTOCOL_ERROR}:
                 self.desk.on_connection_over(connection)
 
@@ -330,6 +332,9 @@ class Worker:
             (Counter.CELLS_DELIVERED, self._delivered),
             (Counter.BUSY, time.process_time_ns()), (Counter.CELLS_RELAYED, batch.relayed),
             (Counter.BYTES_IN, edge["bytes_in"]), (Counter.BYTES_OUT, edge["bytes_out"]),
+            (Counter.STREAMS_OPENED, edge.get("streams_opened", 0)), (Counter.STREAMS_REFUSED, edge.get("streams_refused", 0)),
+            (Counter.STREAMS_CLOSED, self._closed), (Counter.PROXY_CLIENTS, edge.get("accepted", 0)),
+            (Counter.PROXY_REFUSED, sum(edge.get(name, 0) for name in _PROXY_REFUSED)),
         ):  # fmt: skip
             row[counter] = self._before[counter] + total
 

@@ -204,6 +204,7 @@ class Channel:
     def __init__(self, rtt: int = DEFAULT_RTT, memory: Any = None) -> None:
         self.state = ChannelState.OPEN
         self.srtt = max(1, rtt)
+        self.retransmitted = 0  # copies after the first
         self._sampled = False
         self._memory = np.zeros(1, CONTROL)[0] if memory is None else memory
         self._arrivals = _Arrivals(self._memory)
@@ -301,6 +302,7 @@ class Channel:
         item = self._items[control]
         first = max(FIRST_RETRY, 3 * self.srtt)
         item.due = now + min(first << item.tries, max(RETRY_CAP, first))
+        self.retransmitted += item.tries > 0
         item.tries += 1
         item.sent_at = now
         body = item.body

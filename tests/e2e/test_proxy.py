@@ -173,3 +173,21 @@ def test_a_name_that_does_not_resolve_gives_the_right_reply(network: Network) ->
     answer = network.curl("http://no-such-host.invalid/", check=False)
     assert answer.returncode == 97
     assert b"(4)" in answer.stderr or b"unreachable" in answer.stderr.lower()
+
+
+def test_statistics_count_streams_and_proxy_clients(network: Network, web: str) -> None:
+    def totals() -> dict[str, int]:
+        return dict(network.ask("stats")["total"])
+
+    before = totals()
+    for _ in range(3):
+        network.curl(f"{web}/echo/x")
+    network.curl(f"http://127.0.0.1:{free_port()}/", check=False)
+    with socket.create_connection(("127.0.0.1", network.proxy_port), 10) as client:
+        client.sendall(b"\x04 this is no SOCKS5")
+        client.recv(100)
+    deadline = time.monotonic() + 10
+    wanted = {"proxy_clients": 5, "proxy_refused": 1, "streams_opened": 3, "streams_refused": 1, "streams_closed": 3}
+    while any(totals()[name] - before[name] < count for name, count in wanted.items()):
+        assert time.monotonic() < deadline, {name: totals()[name] - before[name] for name in wanted}
+        time.sleep(0.2)

@@ -457,3 +457,14 @@ Channels.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestChannels = Channels.TestCase
+
+
+def test_copies_after_the_first_are_counted():
+    channel = Channel()
+    channel.send_frames([Ping(1)])
+    now = 0
+    for copies in range(3):
+        assert channel.poll_transmit(now) is not None
+        assert channel.retransmitted == copies
+        now = channel.poll_timeout() or 0
+        channel.handle_timeout(now)
