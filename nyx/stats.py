@@ -53,6 +53,9 @@ class Counter(IntEnum):
     POOL_EMPTY = 29  # times there was no slot to receive into
     TURNS = 30  # of the worker's loop
     BUSY = 31  # ns of CPU of the loop
+    REPAIRS = 32  # things that a new life of a worker found torn and mended (docs/architecture.md, "What a new life mends")
+    REPAIRED_POSITIONS = 33  # of those: sockets whose positions differed from what the kernel had counted
+    CONTROL_REPEATED = 34  # control packets that came again: the peer resent what had arrived
 
 
 COUNTERS: Final[tuple[str, ...]] = (

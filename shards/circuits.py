@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Columns
+from nyx.crypto.replay import mend_window
 from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
 from shards.tables import BACK, BUILDING, FORTH, FREE, KEYS_PER_CIRCUIT, LIVE, PATH_SIZE, WINDOW_WORDS, Table, circuit_key
 
@@ -42,8 +43,12 @@ class CircuitRows:
         self._entropy = entropy
         self._reserved: set[int] = set()  # keys of circuit ids that are promised to builds
         self._free = [int(row) for row in np.flatnonzero(self.rows["state"] == FREE)[::-1]]
-        for row in np.flatnonzero(self.rows["state"] == BUILDING):  # a build does not outlive its worker
-            self._wipe(int(row))
+        self.repaired = 0
+        for row in np.flatnonzero(self.rows["state"] == BUILDING).tolist():  # a build does not outlive its worker
+            self._wipe(row)
+            self.repaired += 1
+        for row in np.flatnonzero(self.rows["state"] == LIVE).tolist():
+            self.repaired += mend_window(self._windows, row * WINDOW_WORDS, int(self.rows[row]["cell_next"]))
 
     @property
     def live(self) -> int:

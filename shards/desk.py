@@ -66,6 +66,7 @@ class CircuitDesk:
             if connection:
                 batch.circuit_of[connection - 1] = int(row) + 1
         alone = (streams.connections["state"] != CONNECTION_FREE) & (batch.circuit_of == 0)
+        self.repaired = int(alone.sum())
         for lost in np.flatnonzero(alone).tolist():
             streams.close_connection(lost)  # its circuit was not there yet, or not any more, when the last life ended
 

@@ -100,11 +100,13 @@ class Links:
         self._next_row = max((int(r) for r in rows.sessions["link"]), default=0) % ROWS_MAX + 1
         self._next_sweep = 0
         self.wall = context.started  # Unix seconds, as of the last turn that had a use for it
+        self.repaired = 0
         for row in rows.live():
             if rows.sessions[row]["rekey_in"]:
                 self._adopt(row)
             else:
                 rows.drop(row)  # of generation 0: it carried the exchange alone, which ended with the last life
+                self.repaired += 1
         rows.recycle()
 
     # ------------------------------------------------------------ for circuits
@@ -408,7 +410,9 @@ class Links:
         if key[0] and not link.initiator and link.state is LinkState.KEYING:
             self._on_first_new(link, now)
         code = channel.receive(packet.header, packet.path, packet.number, packet.payload, now)
-        if code is not Drop.OK:
+        if code is Drop.REPLAYED:
+            self._row[Counter.CONTROL_REPEATED] += 1
+        elif code is not Drop.OK:
             self._drop(code)
         self._busy.add((link.tag, *key))
         self._drain(link, key, channel, packet.row, now)
@@ -618,7 +622,8 @@ class Links:
         link.sending = max(link.sending, generation)
         key = (generation, int(session["index"]))
         link.sessions[key] = row
-        link.channels[key] = Channel.resume(self._rows.control(row))
+        channel = link.channels[key] = Channel.resume(self._rows.control(row))
+        self.repaired += channel.waiting > 0
         self._busy.add((link.tag, *key))
         self._by_row[row] = link
 

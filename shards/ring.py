@@ -147,7 +147,9 @@ class Rings:
         self.others = [other for other in range(workers) if other != me]
         self.taken: Words = np.zeros(RING_SIZE, np.int64)  # what `take` brought
         self._passed: Words = np.array([self._word(me, other, _TAIL) for other in range(workers)], np.int64)
+        self.repaired = 0
         for other in self.others:
+            self.repaired += self._word(other, me, _TAKEN) != self._word(other, me, _TAIL)
             done(self.rings, workers, other, me)  # a batch in work when the last life ended is dropped
         self.awake()
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Column
+from nyx.crypto.replay import WINDOW_WORDS, mend_window
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 from nyx.link.handshake import LinkSecrets
 from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, wipe_session
@@ -56,8 +57,13 @@ class SessionRows:
         self._control: NDArray[Any] = context.columns["session_control"]
         self._table = table
         self.suites = suites
-        for row in np.flatnonzero(self.sessions["state"] == SESSION_HELD):  # its worker died while writing it
-            wipe_session(self._columns, int(row))
+        self.repaired = 0
+        for row in np.flatnonzero(self.sessions["state"] == SESSION_HELD).tolist():  # its worker died while writing it
+            wipe_session(self._columns, row)
+            self.repaired += 1
+        windows = self._columns["session_windows"]
+        for row in self.live():
+            self.repaired += mend_window(windows, row * WINDOW_WORDS, int(self.sessions[row]["received_next"]))
         self._free = [int(row) for row in np.flatnonzero(self.sessions["state"] == SESSION_FREE)[::-1]]
         self._resting: list[int] = []  # dropped in this turn
 

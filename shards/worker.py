@@ -32,11 +32,12 @@ from shards.desk import CircuitDesk
 from shards.edge.edge import Edge
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused
-from shards.edge.table import edge_columns, live_sockets
+from shards.edge.table import edge_columns, live_sockets, socket_inode
 from shards.links import Links
 from shards.messages import unpack_secrets
 from shards.poller import Poller, drain, fine_timers
 from shards.pool import Pool
+from shards.process import open_descriptors
 from shards.ring import Rings
 from shards.sessions import SessionRows, offered_suites, peer_columns
 from shards.tables import circuit_columns, circuit_table, session_table
@@ -95,7 +96,7 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         columns, config = context.columns, context.config
-        context.sweep(live_sockets(columns))
+        repaired = _sweep(context)
         now = time.monotonic_ns()
         secret = int.from_bytes(context.boot_secret[:8], "big")
         rings = Rings(context.shared, context.index, context.workers, context.events)
@@ -145,6 +146,8 @@ class Worker:
         self._blocked = False
         self.streams.rebuild(now)
         self.edge.recover(now)
+        rooms = (rings, session_rows, self.links, circuit_rows, self.desk, self.edge)
+        self.statistics[Counter.REPAIRS] += repaired + sum(room.repaired for room in rooms)
 
     # ------------------------------------------------------------ the loop
 
@@ -335,8 +338,17 @@ class Worker:
             (Counter.STREAMS_OPENED, edge.get("streams_opened", 0)), (Counter.STREAMS_REFUSED, edge.get("streams_refused", 0)),
             (Counter.STREAMS_CLOSED, self._closed), (Counter.PROXY_CLIENTS, edge.get("accepted", 0)),
             (Counter.PROXY_REFUSED, sum(edge.get(name, 0) for name in _PROXY_REFUSED)),
+            (Counter.REPAIRED_POSITIONS, edge.get("positions_repaired", 0)),
         ):  # fmt: skip
             row[counter] = self._before[counter] + total
+
+
+def _sweep(context: WorkerContext) -> int:
+    """Close what an earlier life left open and no stream's row names; how many sockets that were."""
+    named = live_sockets(context.columns)
+    sockets = sum(socket_inode(fd) > 0 for fd in open_descriptors() - context.inherited - named) if context.life else 0
+    context.sweep(named)
+    return sockets
 
 
 def _available() -> list[int]:

@@ -73,3 +73,14 @@ def window_accept(words: Words, base_word: Int, commit: Int, number: Int) -> Int
                 fence()
         window_mark(words, base_word, highest, number)
     return code
+
+
+def mend_window(words: Words, base_word: int, received_next: int) -> bool:
+    """At a worker's start: mark the highest number if a kill came between its two stores; whether it had."""
+    if received_next == 0:
+        return False
+    place = (received_next - 1) & _INDEX
+    at, bit = base_word + (place >> 6), np.uint64(1 << (place & 63))
+    torn = not words[at] & bit
+    words[at] |= bit
+    return bool(torn)

@@ -68,6 +68,7 @@ class Edge:
         self.exit = ExitEdge(self.core, policy or Policy(()), resolver or Resolver())
         self._streams = streams
         self._rows = columns["streams"]
+        self.repaired = 0  # by `recover`
         self._ended: set[int] = set()  # rows whose stream has ended: a socket may still take the last bytes
 
     # ---------------------------------------------------------------- one turn
@@ -201,13 +202,18 @@ class Edge:
             with contextlib.suppress(OSError):
                 os.close(fd)
             closed += 1
+            self.repaired += 1
         return recovered, closed
 
     def _recover_open(self, row: int, now: int) -> bool:
-        if self.pumps.restore(row) is tcp.Recovered.DEAD:
+        found = self.pumps.restore(row)
+        if found is tcp.Recovered.DEAD:
+            self.repaired += 1
             self.pumps.abort(row, Reason.RESTARTED, now)
             return False
-        self.pumps.repeat_ends(row)
+        self.core.counters["positions_repaired"] += found is tcp.Recovered.REPAIRED
+        self.repaired += found is tcp.Recovered.REPAIRED
+        self.repaired += self.pumps.repeat_ends(row)
         return True
 
     def _recover_broken(self, row: int, now: int) -> int:
@@ -216,6 +222,7 @@ class Edge:
         if not held:
             tcp.detach(self._rows, row)
         state = self.table.state(row)
+        self.repaired += held or state != edge.CLOSING  # a closed one without a socket only waits for its last bytes to arrive
         if state == edge.CLOSING and int(self._rows[row]["tcp_state"]) & tcp.IN_EOF:
             self._streams.finish(row)
         else:

@@ -135,14 +135,16 @@ class Pumps:
             self._bind(row, fd)
         return found
 
-    def repeat_ends(self, row: int) -> None:
-        """Do again what follows from the row's flags: the dead worker may have stored a flag and done no more."""
+    def repeat_ends(self, row: int) -> bool:
+        """Do again what follows from the row's flags: the dead worker may have stored a flag and done no more, as returned."""
         state = int(self.rows[row]["tcp_state"])
+        torn = bool(state & tcp.IN_EOF) and not int(self.rows[row]["tx_fin"]) and not int(self.rows[row]["reset_state"])
         if state & tcp.IN_EOF:
             self.streams.finish(row)
         if state & tcp.OUT_FIN:
             self._shut(row)
         self._close_if_over(row)
+        return torn
 
     def owns(self, row: int) -> bool:
         """Whether the descriptor in the row is still the socket that was put there."""

@@ -129,6 +129,7 @@ def test_a_connection_whose_circuit_is_gone_does_not_outlive_a_restart(net):
     assert not no_connection(last)
     last.rows.close(row)
     last.restart()
+    assert last.desk.repaired == 1
     assert no_connection(last)
     assert not last.batch.circuit_of.any()
 

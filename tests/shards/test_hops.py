@@ -376,4 +376,7 @@ def test_a_restart_in_the_middle_of_a_build_leaves_no_row_and_no_key(net):
     net.run(0.2)
     assert relay.columns["circuits"]["state"].any()
     relay.restart()
+    assert relay.rows.repaired == 1
     assert nothing_left(relay)
+    relay.restart()
+    assert relay.rows.repaired == 0

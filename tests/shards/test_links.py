@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nyx.crypto.replay import WINDOW_WORDS
 from nyx.link.frames import Crypto, CryptoMessage, NewCid, Ping
-from nyx.link.session import SESSION_FREE, SESSION_LIVE, session_bytes
+from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, session_bytes
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import CID_SIZE, PACKET_SIZE
 from nyx.wire.packet import KIND_BUILD
@@ -308,15 +309,40 @@ def test_a_half_made_link_does_not_outlive_its_worker(net):
     relay.turn(net.now, net.wall)
     assert generations(relay) == [0]
     relay.restart()
+    assert relay.links.repaired == 1
     assert generations(relay) == []
     assert relay.links.all() == []
     assert not relay.columns["sessions"].view(np.uint8).any()
 
 
+def test_a_row_that_was_being_written_is_free_again(net):
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
+    for row in (np.flatnonzero(relay.columns["sessions"]["rekey_in"])[0], 40):
+        relay.columns["sessions"]["state"][row] = SESSION_HELD
+    relay.restart()
+    assert relay.session_rows.repaired == 2
+    assert len(relay.session_rows.live()) == 3
+
+
+def test_a_window_torn_from_its_number_is_whole_again(net):
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
+    sessions = relay.columns["sessions"]
+    row = int(np.flatnonzero((sessions["received_next"] > 0) & (sessions["rekey_in"] > 0))[0])
+    window = relay.columns["session_windows"][row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS]
+    before = window.copy()
+    at, bit = divmod(int(sessions[row]["received_next"]) - 1, 64)
+    window[at] &= ~np.uint64(1 << bit)  # killed between the commit word and the bit
+    relay.restart()
+    assert relay.session_rows.repaired == 1
+    assert (window == before).all()
+
+
 def test_the_control_channels_of_a_link_go_on_when_a_worker_dies_on_either_side(net, rng):
     """Far more packets than one window, with deaths between, and in the middle of what is under way."""
     client, relay = net.clients[0], net.relays[0]
-    link = net.link(client, 0)
+    link, repaired = net.link(client, 0), 0
     for number in range(12):
         for circuit in range(20):
             client.links.send_destroy(link, link.sessions[1, 0], 1 + circuit, 0)
@@ -324,8 +350,11 @@ def test_the_control_channels_of_a_link_go_on_when_a_worker_dies_on_either_side(
             relay.links.send_destroy(mine, mine.sessions[1, 0], 100 + circuit, 0)
             client.turn(net.now, net.wall)
         net.run(0.004 if number % 3 == 0 else 0.3)
-        (client, relay)[number % 2].restart()
+        dead = (client, relay)[number % 2]
+        dead.restart()
+        repaired += dead.links.repaired
         link = only_link(client)
+    assert repaired > 0, "no death came while something was unacknowledged"
     net.run(3)
     for node in (client, relay):
         assert only_link(node).state is LinkState.UP

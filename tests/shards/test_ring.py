@@ -111,6 +111,7 @@ def test_order_and_slots_hold_over_deaths(steps: list[tuple[str, int]]) -> None:
             first, pool = node.life(0)
         else:
             second, _ = node.life(1)
+            assert second.repaired == bool(working)
             working.clear()
         first.check_invariants()
         second.check_invariants()
