@@ -1,11 +1,14 @@
-"""The numbers a node keeps about itself: counters of each worker, and who runs, in memory that the control process reads.
+"""The numbers a node keeps about itself: counters and latencies of each worker, and who runs, in memory that the control process
+reads.
 
-Roles: each worker writes its own row of "statistics"; the supervisor and the keepers of the workers write "node" and
+Roles: each worker writes its own row of "statistics" and of "latencies"; the supervisor and the keepers of the workers write "node" and
 "node_workers"; the control process maps both read-only. Words are aligned 8-byte stores: a reader sees each of them whole, though
 not all of one moment. Counters only grow, over restarts of a worker too.
 Nothing here names a peer, an address, a circuit or a stream.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -58,11 +61,22 @@ class Counter(IntEnum):
     CONTROL_REPEATED = 34  # control packets that came again: the peer resent what had arrived
 
 
+UNITS: Final[dict[str, str]] = {"busy": "ns", "bytes_in": "bytes", "bytes_out": "bytes"}  # of counters that are not numbers of things
+
+# Why a request or a stream was refused or failed before it stood: the names of shards/edge/reasons.py, in its order.
+REFUSALS: Final[tuple[str, ...]] = (
+    "bad_request", "not_connect", "address_form", "bad_name", "no_method", "slow_client", "no_circuit", "circuit_lost", "busy",
+    "policy", "network_unreachable", "host_unreachable", "not_resolved", "connection_refused", "timeout", "exit_failed",
+    "target_reset", "cancelled", "restarted", "shutdown", "stopped", "too_large",
+)  # fmt: skip
+
 COUNTERS: Final[tuple[str, ...]] = (
     *(counter.name.lower() for counter in Counter),
     *(f"dropped_{label}" for label in DROP_LABELS[1:]),
+    *(f"refused_{label}" for label in REFUSALS),
 )
 _DROP_BASE: Final = len(Counter) - 1
+_REFUSAL_BASE: Final = len(Counter) + len(DROP_LABELS) - 1
 ROW: Final = -(-len(COUNTERS) // 8) * 8  # words of a worker's row: whole cache lines
 
 
@@ -71,9 +85,15 @@ def drop_counter(code: int) -> int:
     return _DROP_BASE + code
 
 
+def refusal_counters(row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The part of a worker's row that counts refusals, in the order of REFUSALS: a view."""
+    return row[_REFUSAL_BASE : _REFUSAL_BASE + len(REFUSALS)]
+
+
 def statistics_columns(workers: int) -> list[Column]:
-    """Counters of all workers."""
-    return [Column("statistics", np.dtype(np.int64), workers * ROW)]
+    """Counters and latencies of all workers."""
+    word = np.dtype(np.int64)
+    return [Column("statistics", word, workers * ROW), Column("latencies", word, workers * LATENCY_ROW)]
 
 
 def statistics_row(statistics: NDArray[np.int64], worker: int) -> NDArray[np.int64]:
@@ -85,6 +105,75 @@ def add_drops(row: NDArray[np.int64], drops: NDArray[np.int64]) -> None:
     """Add private totals, indexed by `Drop`, to the row and zero them."""
     row[len(Counter) : len(Counter) + len(drops) - 1] += drops[1:]
     drops[:] = 0
+
+
+# ---------------------------------------------------------------- latencies
+
+
+class Latency(IntEnum):
+    """What is timed; the value is the index of its histogram in a worker's row. Only appended."""
+
+    STREAM_OPEN = 0  # from an application's complete request to the reply that the stream stands
+    LINK_ROUND_TRIP = 1  # from a control packet's first copy to its acknowledgement by the neighbour
+
+
+LATENCIES: Final[tuple[str, ...]] = tuple(latency.name.lower() for latency in Latency)
+# Upper bounds of the buckets in ns, 10 us to 80 s: ten in each decade, no step above a third.
+BOUNDS: Final[tuple[int, ...]] = tuple(step * 10**decade for decade in range(3, 10) for step in (10, 12, 15, 20, 25, 30, 40, 50, 60, 80))
+_BUCKETS: Final = len(BOUNDS) + 1  # the last holds what is above all bounds
+_HISTOGRAM: Final = _BUCKETS + 1  # and the sum, in ns
+LATENCY_ROW: Final = -(-len(Latency) * _HISTOGRAM // 8) * 8
+
+
+class Histogram:
+    """One histogram: a view of a worker's row, or private memory that is added to it now and then."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: NDArray[np.int64] | None = None) -> None:
+        self.words: NDArray[np.int64] = np.zeros(_HISTOGRAM, np.int64) if words is None else words
+
+    def observe(self, nanoseconds: int) -> None:
+        """Count one time; below zero counts as zero."""
+        self.words[bisect_left(BOUNDS, nanoseconds)] += 1
+        self.words[_BUCKETS] += max(nanoseconds, 0)
+
+    def drain_into(self, other: "Histogram") -> None:
+        """Add everything to another one and start from nothing."""
+        other.words += self.words
+        self.words[:] = 0
+
+    @property
+    def counts(self) -> list[int]:
+        """How many times fell into each bucket, the one above all bounds last."""
+        return [int(word) for word in self.words[:_BUCKETS]]
+
+    @property
+    def total(self) -> int:
+        """Sum of all times, in ns."""
+        return int(self.words[_BUCKETS])
+
+
+def latency_histogram(latencies: NDArray[np.int64], worker: int, which: Latency) -> Histogram:
+    """One histogram of one worker, in the shared memory."""
+    at = worker * LATENCY_ROW + which * _HISTOGRAM
+    return Histogram(latencies[at : at + _HISTOGRAM])
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """The time, in ns, that this share of the observations did not exceed, linear within its bucket; None without any.
+
+    What lies above all bounds is told as the last bound.
+    """
+    wanted, below = share * sum(counts), 0
+    if not wanted:
+        return None
+    for bucket, count in enumerate(counts[: len(BOUNDS)]):
+        if count and below + count >= wanted:
+            low = BOUNDS[bucket - 1] if bucket else 0
+            return low + (BOUNDS[bucket] - low) * (wanted - below) / count
+        below += count
+    return float(BOUNDS[-1])
 
 
 # ---------------------------------------------------------------- who runs

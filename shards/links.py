@@ -29,7 +29,7 @@ from nyx.link.frames import Close, Crypto, Destroy, Frame, NewCid, Ping, Receive
 from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTable, check_mac1, respond
 from nyx.link.upgrade import LinkUpgrade
 from nyx.path.directory import Node
-from nyx.stats import Counter
+from nyx.stats import Counter, Latency, latency_histogram
 from nyx.wire.codes import Drop, ErrorCode
 from nyx.wire.geometry import CID_SIZE, SESSIONS_PER_LINK
 from shards.batch import Batch, Control, Stranger
@@ -84,6 +84,7 @@ class Links:
         self._post = post
         self._entropy = context.entropy
         self._row: NDArray[np.int64] = batch.statistics
+        self._round_trips = latency_histogram(context.shared["latencies"], context.index, Latency.LINK_ROUND_TRIP)
         self.suites = rows.suites
         self._window = receive_window(batch.udp.receive_buffer)
         self._replays = ReplayTable(context.columns["handshakes_seen"], context.entropy)
@@ -496,6 +497,9 @@ class Links:
         while row is not None and self._batch.may_send_control and (packet := channel.poll_transmit(now)) is not None:
             self._batch.send_control(row, packet.header_byte, packet.path_byte, packet.payload)
         self._row[Counter.CONTROL_RETRANSMITTED] += channel.retransmitted - before
+        for sample in channel.samples:
+            self._round_trips.observe(sample)
+        channel.samples.clear()
 
     def on_timer(self, now: int, wall: int) -> None:
         """Once a second: tries, half-open links, old generations, keep-alive, silence."""

@@ -20,7 +20,7 @@ from nyx.link.handshake import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
 from nyx.path.policy import Policy
-from nyx.stats import Counter, add_drops, statistics_row
+from nyx.stats import Counter, Latency, add_drops, latency_histogram, statistics_row
 from nyx.stream import columns as stream_events
 from nyx.stream.columns import stream_columns
 from nyx.stream.engine import Streams
@@ -103,6 +103,7 @@ class Worker:
         self.pool = Pool(context.shared, context.index, context.workers, rings.in_use())
         self.udp = Udp(context.udp, self.pool, offload=context.offload)
         self.statistics = statistics_row(context.shared["statistics"], context.index)
+        self._opening = latency_histogram(context.shared["latencies"], context.index, Latency.STREAM_OPEN)
         self._before = self.statistics.copy()  # what earlier lives counted
         sessions, circuits = session_table(columns, secret), circuit_table(columns, secret)
         start_filter(columns, context.entropy)
@@ -325,6 +326,7 @@ class Worker:
     def _flush_statistics(self) -> None:
         row, batch, edge = self.statistics, self.batch, self.edge.collect()
         add_drops(row, batch.drops)
+        self.edge.flush_statistics(row, self._opening)
         udp = self.udp.counters
         for counter, total in (
             (Counter.PACKETS_IN, udp[PACKETS_IN]), (Counter.PACKETS_OUT, udp[PACKETS_OUT]),

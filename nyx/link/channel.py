@@ -49,6 +49,7 @@ TRIES: Final = 8  # 0.3^8 of the packets get lost at 30 % loss
 ACK_DELAY: Final = 2 * MS  # one LINK_ACK for the seven cells of a build; far below the first retry
 ACK_AT_ONCE: Final = BUILD_SLOTS  # unacknowledged arrivals that make it due at once
 DEFAULT_RTT: Final = 100 * MS  # until the handshake's round trip or a sample says better
+SAMPLES_KEPT: Final = 64  # round trips waiting to be counted
 HEADER_FRAMES: Final = header_byte(TYPE_CONTROL)
 HEADER_UNNUMBERED: Final = header_byte(TYPE_CONTROL, slot=1)
 _CELL_HEADERS: Final = {
@@ -205,6 +206,7 @@ class Channel:
         self.state = ChannelState.OPEN
         self.srtt = max(1, rtt)
         self.retransmitted = 0  # copies after the first
+        self.samples: list[int] = []  # round trips in ns that nobody took yet, the last SAMPLES_KEPT
         self._sampled = False
         self._memory = np.zeros(1, CONTROL)[0] if memory is None else memory
         self._arrivals = _Arrivals(self._memory)
@@ -428,6 +430,7 @@ class Channel:
         samples = [now - item.sent_at for item in done if item.tries == 1]
         if samples:
             sample = max(1, min(samples))
+            self.samples = [*self.samples[1 - SAMPLES_KEPT :], sample]
             if not self._sampled and self.srtt > DEFAULT_RTT and sample < self.srtt:
                 self.srtt = sample  # the handshake's answer came late because the peer was starting
             self.srtt += (sample - self.srtt) // 8

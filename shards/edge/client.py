@@ -53,6 +53,7 @@ class Waiting:
 
     sock: socket.socket
     request: Request
+    since: int  # ns; when the request was complete
     until: int
 
 
@@ -64,6 +65,7 @@ class Opening:
     request: Request
     row: int
     early: int  # first bytes already in the tx ring
+    since: int
     until: int
 
 
@@ -192,10 +194,11 @@ class ClientEdge:
                 return
         if isinstance(greeting.result, Refusal):
             self.core.counters["greetings_bad"] += 1
+            self.core.refused(greeting.result.reason)
             self.core.note(edge.CLIENT, "", greeting.result.reason, now)
             self._send_last(fd, greeting.result.reply, now)
         else:
-            waiting = Waiting(client.sock, greeting.result, now + CIRCUIT_TIME)
+            waiting = Waiting(client.sock, greeting.result, now, now + CIRCUIT_TIME)
             self._become(fd, waiting, waiting.until)
             self._try(fd, waiting, now)
 
@@ -225,7 +228,7 @@ class ClientEdge:
         early = self.core.pumps.prefill(row, request.rest) if request.rest else 0
         self._fd_of_row[row] = fd
         self.core.counters["streams_opened"] += 1
-        self._become(fd, Opening(client.sock, request, row, early, client.until), now + OPEN_TIME)
+        self._become(fd, Opening(client.sock, request, row, early, client.since, client.until), now + OPEN_TIME)
 
     def on_result(self, row: int, code: int, now: int) -> None:
         """The exit answered."""
@@ -247,6 +250,7 @@ class ClientEdge:
         except OSError:
             alive = False
         if alive:
+            self.core.opening.observe(now - client.since)
             self.core.table.move(row, edge.OPEN)
             client.sock.detach()
         else:
@@ -264,7 +268,7 @@ class ClientEdge:
             return
         self.core.table.fail(row, reason, now)
         if again and not client.early and now < client.until:
-            self._become(fd, Waiting(client.sock, client.request, client.until), client.until)
+            self._become(fd, Waiting(client.sock, client.request, client.since, client.until), client.until)
         else:
             self._refuse(fd, client.request, reason, now, noted=True)
 
@@ -278,6 +282,7 @@ class ClientEdge:
 
     def _refuse(self, fd: int, request: Request, reason: Reason, now: int, *, noted: bool = False) -> None:
         self.core.counters["streams_refused"] += 1
+        self.core.refused(reason)
         if not noted:
             self.core.note(edge.CLIENT, f"{request.host}:{request.port}", reason, now)
         self._send_last(fd, answer(request.protocol, reason), now)
@@ -325,6 +330,7 @@ class ClientEdge:
             match client:
                 case Greeter():
                     self.core.counters["greetings_slow"] += 1
+                    self.core.refused(Reason.SLOW_CLIENT)
                     self.core.note(edge.CLIENT, "", Reason.SLOW_CLIENT, now)
                     self._close(fd, reset=True)
                 case Waiting():

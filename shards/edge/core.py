@@ -3,8 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from nyx.stats import REFUSALS, Histogram
 from shards.edge import table as edge
-from shards.edge.contract import NEVER, Epoll, Streams
+from shards.edge.contract import NEVER, Epoll, Streams, Words
 from shards.edge.pumps import Pumps
 from shards.edge.reasons import Reason
 from shards.edge.table import EdgeTable, Failure
@@ -19,6 +22,13 @@ class Core:
     table: EdgeTable
     pumps: Pumps
     counters: Counter[str] = field(default_factory=Counter)
+    refusals: Words = field(default_factory=lambda: np.zeros(len(REFUSALS), np.int64))  # by Reason - 1, not yet in the statistics
+    opening: Histogram = field(default_factory=Histogram)  # how long own streams took to open, not yet in the statistics
+
+    def refused(self, reason: Reason) -> None:
+        """Count a request or stream that ends before it stood."""
+        if reason is not Reason.NONE:
+            self.refusals[reason - 1] += 1
 
     def give_up(self, row: int, reason: Reason, now: int, *, tell: bool = True) -> None:
         """End a stream that never got its socket, or lost it while being opened."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from nyx.columns import Columns
 from nyx.path.policy import Policy
+from nyx.stats import Histogram, refusal_counters
 from nyx.stream import columns as events
 from shards.edge import table as edge
 from shards.edge.client import ClientEdge, Opening, Waiting
@@ -249,6 +250,12 @@ class Edge:
             "opening": self.client.count(Opening) + self.exit.opening,
             "open": self.table.count(edge.OPEN),
         }
+
+    def flush_statistics(self, row: Words, opening: Histogram) -> None:
+        """Add refusals and opening times to this worker's part of the shared memory."""
+        refusal_counters(row)[:] += self.core.refusals
+        self.core.refusals[:] = 0
+        self.core.opening.drain_into(opening)
 
     def stream_rows(self, now: int, show_targets: bool) -> list[dict[str, Any]]:
         """Streams as `nyxctl streams` shows them, and the last failures."""

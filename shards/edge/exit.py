@@ -239,6 +239,7 @@ class ExitEdge:
     def _answer(self, row: int, reason: Reason, now: int) -> None:
         """Say no; the row is over."""
         self.core.counters["streams_refused"] += 1
+        self.core.refused(reason)
         self.core.streams.answer_open(row, reason.facts.reply)
         self.core.give_up(row, reason, now, tell=False)
         self.core.streams.release(row)

@@ -19,7 +19,7 @@ from nyx.link.handshake import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
 from nyx.onion.seen import seen_columns
-from nyx.stats import COUNTERS
+from nyx.stats import COUNTERS, statistics_columns
 from nyx.stream.columns import CONNECTION_CLOSED, PROTOCOL_ERROR, stream_columns
 from nyx.stream.engine import Streams
 from nyx.wire.geometry import PACKET_SIZE
@@ -102,7 +102,7 @@ class SmallNode:
             [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(8),
              *filter_columns(1 << 8), *stream_columns(8, 8, RING)]
         )  # fmt: skip
-        self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1)])
+        self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1), *statistics_columns(1)])
         self.secret = int.from_bytes(self.entropy(8), "big")
         self.multiplier = int.from_bytes(self.entropy(4), "big") | 1
         self.started = NOW - 1

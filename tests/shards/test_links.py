@@ -9,6 +9,7 @@ import pytest
 from nyx.crypto.replay import WINDOW_WORDS
 from nyx.link.frames import Crypto, CryptoMessage, NewCid, Ping
 from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, session_bytes
+from nyx.stats import Latency, latency_histogram
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import CID_SIZE, PACKET_SIZE
 from nyx.wire.packet import KIND_BUILD
@@ -58,6 +59,14 @@ def test_a_link_comes_up_and_forgets_what_made_it(net):
     for node in (client, relay):
         for row in np.flatnonzero(node.columns["sessions"]["state"] == SESSION_FREE):
             assert not session_bytes(node.columns, int(row)).any()
+
+
+def test_round_trips_of_a_link_are_counted(net):
+    net.link(net.clients[0], 0)
+    net.run(12, SECOND // 4)
+    histogram = latency_histogram(net.clients[0].shared["latencies"], 0, Latency.LINK_ROUND_TRIP)
+    assert sum(histogram.counts) >= 2  # the exchange, and the first frames after it
+    assert sum(latency_histogram(net.clients[0].shared["latencies"], 0, Latency.STREAM_OPEN).counts) == 0
 
 
 def test_one_link_serves_both_directions_between_relays_and_both_know_who_is_there(net):

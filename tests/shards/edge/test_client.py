@@ -2,10 +2,13 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 
+from nyx.stats import COUNTERS, REFUSALS, Histogram, quantile, refusal_counters
 from shards.edge import client as client_edge
 from shards.edge.client import Greeter, Opening, Waiting
+from shards.edge.contract import SECOND
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused, isolation_key
 from tests.shards.edge.bench import Side, bench, reset, silent_port, socks_request
@@ -25,6 +28,50 @@ def test_a_request_waits_for_a_circuit(net):
     target = net.accept(server)
     assert net.read(target, 5) == b"early"
     assert net.read(app, 12)[3] == 0
+
+
+def flushed(side):
+    """Refusals by label, and times of opening, as the worker puts them into its statistics."""
+    row, opening = np.zeros(len(COUNTERS), np.int64), Histogram()
+    side.edge.flush_statistics(row, opening)
+    side.edge.flush_statistics(row, opening)  # nothing twice
+    return {label: int(n) for label, n in zip(REFUSALS, refusal_counters(row), strict=True) if n}, opening
+
+
+def test_refusals_are_named_after_the_reasons():
+    assert tuple(reason.name.lower() for reason in Reason)[1:] == REFUSALS
+
+
+def test_the_time_of_opening_counts_from_the_request_with_its_wait_for_a_circuit(net):
+    server, port = net.target()
+    net.circuits = None
+    app = net.application()
+    app.send(socks_request("127.0.0.1", port))
+    net.until(lambda: net.client.edge.client.count(Waiting))
+    net.pass_time(3)
+    net.circuits = 0
+    net.client.edge.on_circuit_ready(net.now)
+    net.accept(server)
+    assert net.read(app, 12)[3] == 0
+    refusals, opening = flushed(net.client)
+    assert refusals == {}
+    assert sum(opening.counts) == 1
+    assert quantile(opening.counts, 1) == opening.total == 3 * SECOND
+
+
+def test_refusals_are_counted_by_reason_at_both_ends(net):
+    app = net.application()
+    app.send(b"\5\1\2" + b"x" * 30)
+    net.gone(app)
+    app = net.application()
+    app.send(socks_request("10.0.0.1", 9))
+    assert net.read(app, 100)[3] == 2
+    net.gone(app)
+    at_client, opening = flushed(net.client)
+    assert at_client.pop("policy") == 1
+    assert sum(at_client.values()) == 1  # the bad greeting
+    assert flushed(net.exit)[0] == {"policy": 1}
+    assert sum(opening.counts) == 0
 
 
 def test_a_request_waits_only_so_long(net):
