@@ -13,7 +13,16 @@ import numpy as np
 
 from nyx.columns import Column, Columns, layout_digest, offsets, view
 from nyx.errors import InternalError
-from nyx.stats import COUNTERS, DATA_OFFSET, node_columns, statistics_columns, statistics_row
+from nyx.stats import (
+    COUNTERS,
+    DATA_OFFSET,
+    Histogram,
+    Latency,
+    latency_histogram,
+    node_columns,
+    statistics_columns,
+    statistics_row,
+)
 
 _MAGIC: Final = b"nyx memory 1\n"  # shards/memory.py writes it
 
@@ -24,6 +33,7 @@ class WorkerLife:
 
     pid: int
     restarts: int
+    keeper: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,15 @@ class Pages:
         rows = (statistics_row(self._statistics["statistics"], worker) for worker in range(self._workers))
         return [dict(zip(COUNTERS, map(int, np.array(row)), strict=True)) for row in rows]
 
+    def latencies(self) -> dict[Latency, Histogram]:
+        """Histograms of the whole node: the sums of its workers'."""
+        found = {which: Histogram() for which in Latency}
+        if self._statistics is not None:
+            for which, histogram in found.items():
+                for worker in range(self._workers):
+                    histogram.words += latency_histogram(self._statistics["latencies"], worker, which).words
+        return found
+
     def processes(self) -> Processes | None:
         """The process table, or None where it is unknown."""
         if self._node is None:
@@ -62,7 +81,7 @@ class Pages:
             supervisor=int(node["supervisor"]),
             control=int(node["control"]),
             control_restarts=int(node["control_restarts"]),
-            workers=tuple(WorkerLife(int(w["pid"]), int(w["restarts"])) for w in workers),
+            workers=tuple(WorkerLife(int(w["pid"]), int(w["restarts"]), int(w["keeper"])) for w in workers),
         )
 
 

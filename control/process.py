@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from setproctitle import setproctitle
 
-from control import server
+from control import observe, server
 from control.channel import Channel
 from control.pages import Pages
 from control.service import Service
@@ -93,6 +93,7 @@ async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages) -> No
     with _listener(inherited["admin"], config) as listener:
         tasks = [asyncio.create_task(channel.run()) for channel in channels]
         serving = asyncio.create_task(server.Server(listener, service.handle).run())
+        tasks += observe.start(config, service, pages)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
         with contextlib.suppress(asyncio.CancelledError):

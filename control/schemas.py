@@ -69,13 +69,31 @@ class WorkerStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """Times of one kind, in seconds; percentiles are null without any. The last of `counts` is what exceeded all `bounds`."""
+
+    count: int
+    sum: float
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    bounds: list[float]  # upper bound of each bucket but the last
+    counts: list[int]  # not cumulative
+
+
+@dataclass(frozen=True, slots=True)
 class Stats(Document):
-    """Counters since the node's start; they name no peer, address, circuit or stream."""
+    """Counters since the node's start; they name no peer, address, circuit or stream.
+
+    `units` names the unit of each counter that is no number of things.
+    """
 
     SCHEMA: ClassVar[str] = "nyx.stats"
     alias: str
     total: dict[str, int]
     workers: list[WorkerStats]
+    units: dict[str, str] = field(default_factory=dict)
+    latencies: dict[str, Latency] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from control.pages import Pages, Processes
 from control.wire import Refusal
 from nyx import __version__
 from nyx.config import Config
+from nyx.stats import BOUNDS, UNITS, Histogram, quantile
 from nyx.wire.admin import Op, Stage
 
 PROGRESS: Final[Mapping[str, int]] = {Stage.STARTING: 10, Stage.LINKS: 40, Stage.CIRCUITS: 70, Stage.READY: 100}
@@ -29,6 +30,7 @@ class Service:
         self._config = config
         self._channels = channels
         self._pages = pages
+        self.notices: list[Callable[[], str | None]] = []  # each tells what the user should know of the control process, or None
         self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
             "status": self._status,
             "stats": self._stats,
@@ -57,6 +59,10 @@ class Service:
         return {w: data for w, data in answers if data is not None}, [w for w, data in answers if data is None]
 
     async def _status(self, _args: Args) -> schemas.Document:
+        return await self.status()
+
+    async def status(self) -> schemas.Status:
+        """How the node is."""
         answers, silent = await self._ask_all(Op.STATUS)
         table = self._pages.processes()
         stages = [str(data.get("stage")) for data in answers.values()] + [Stage.STARTING] * len(silent)
@@ -64,6 +70,7 @@ class Service:
         node, listen = self._config.node, self._config.proxy.listen
         warnings = [f"worker {worker} does not answer" for worker in silent]
         warnings += [str(text) for data in answers.values() for text in data.get("warnings", [])]
+        warnings += [text for notice in self.notices if (text := notice())]
 
         def total(name: str) -> int:
             return sum(int(data.get(name, 0)) for data in answers.values())
@@ -92,7 +99,8 @@ class Service:
         rows = self._pages.counters()
         total = {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}
         workers = [schemas.WorkerStats(worker, counters) for worker, counters in enumerate(rows)]
-        return schemas.Stats(self._config.node.alias, total, workers)
+        latencies = {which.name.lower(): _latency(histogram) for which, histogram in self._pages.latencies().items()}
+        return schemas.Stats(self._config.node.alias, total, workers, dict(UNITS), latencies)
 
     async def _circuits(self, _args: Args) -> schemas.Document:
         answers, silent = await self._ask_all(Op.CIRCUITS)
@@ -127,6 +135,17 @@ class Service:
         except WorkerSilentError as error:
             raise Refusal("timeout", str(error)) from error
         return schemas.Closed(self._config.node.alias, worker, circuit)
+
+
+def _latency(histogram: Histogram) -> schemas.Latency:
+    counts = histogram.counts
+
+    def seconds(share: float) -> float | None:
+        found = quantile(counts, share)
+        return None if found is None else found / 1e9
+
+    bounds = [bound / 1e9 for bound in BOUNDS]
+    return schemas.Latency(sum(counts), histogram.total / 1e9, seconds(0.5), seconds(0.9), seconds(0.99), bounds, counts)
 
 
 def address_text(listen: tuple[str, int]) -> str:

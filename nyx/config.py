@@ -93,6 +93,14 @@ class SuiteConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """[metrics]: the Prometheus endpoint; `listen` is (address, port), or None for off."""
+
+    listen: tuple[str, int] | None
+    allow_remote: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete, checked configuration; `origins` says for every key ("path.hops") where its value comes from."""
 
@@ -104,6 +112,7 @@ class Config:
     directory: DirectoryConfig
     limits: LimitsConfig
     suite: SuiteConfig
+    metrics: MetricsConfig
     origins: Mapping[str, str]
 
     @property
@@ -187,7 +196,7 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
-def _listen(value: Any) -> tuple[str, int] | None:
+def _endpoint(value: Any) -> tuple[str, int] | None:
     if _text(value, 'text like "127.0.0.1:9750"') == "off":
         return None
     host, _, port = value.rpartition(":")
@@ -197,9 +206,18 @@ def _listen(value: Any) -> tuple[str, int] | None:
         raise _WrongError(f'{_show(value)} is neither "off" nor a numeric address and port like "127.0.0.1:9750"') from error
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise _WrongError(f"port {port!r} is not within 1 to 65535")
-    if not address.is_loopback:
-        raise _WrongError(f"{address} is not a loopback address: anybody who reaches it could use this proxy")
     return str(address), int(port)
+
+
+def _listen(value: Any) -> tuple[str, int] | None:
+    found = _endpoint(value)
+    if found and not _is_loopback(found):
+        raise _WrongError(f"{found[0]} is not a loopback address: anybody who reaches it could use this proxy")
+    return found
+
+
+def _is_loopback(endpoint: tuple[str, int]) -> bool:
+    return ipaddress.ip_address(endpoint[0]).is_loopback
 
 
 def _count(value: Any) -> int:
@@ -297,6 +315,19 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("limits.connections", _integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", _integer(1024, 1 << 20), 8192, "packet slots per worker"),
     Key("suite.prefer", _choice("auto", "aegis128l", "chacha20poly1305"), "auto", "AEAD suite where both ends have it", "text"),
+    Key(
+        "metrics.listen",
+        _endpoint,
+        "off",
+        'Prometheus metrics over HTTP, address and port like "127.0.0.1:9751", or "off"',
+        "text",
+    ),
+    Key(
+        "metrics.allow_remote",
+        _boolean,
+        default=False,
+        about="metrics on other than loopback addresses, readable by all who reach them",
+    ),
 )
 
 _BY_NAME: Final = {key.name: key for key in KEYS}
@@ -357,6 +388,7 @@ class _Loader:
             DirectoryConfig(**groups["directory"]),
             LimitsConfig(**groups["limits"]),
             SuiteConfig(**groups["suite"]),
+            MetricsConfig(**groups["metrics"]),
             {key.name: self.raw[key.name][1] if key.name in self.raw else "built in" for key in KEYS},
         )
 
@@ -426,6 +458,11 @@ class _Loader:
         signers = values.get("directory.signers")
         if signers and values.get("directory.threshold", 1) > len(signers):
             wrong("directory.threshold", f"{values['directory.threshold']} is above the number of signers, {len(signers)}")
+        metrics = values.get("metrics.listen")
+        if metrics and not _is_loopback(metrics) and not values.get("metrics.allow_remote", True):
+            wrong(
+                "metrics.listen", f"{metrics[0]} is not a loopback address; whoever reaches it reads: metrics.allow_remote = true"
+            )
         run_dir = values.get("node.run_dir")
         if run_dir and len(str(run_dir / "control.sock").encode()) > SOCKET_PATH_MAX:
             wrong("node.run_dir", f"{run_dir} is too long: a socket's path has at most {SOCKET_PATH_MAX} bytes")

@@ -1,9 +1,8 @@
-"""The numbers a node keeps about itself: counters and latencies of each worker, and who runs, in memory that the control process
-reads.
+"""The numbers a node keeps about itself: counters, latencies, and who runs, in memory that the control process reads.
 
-Roles: each worker writes its own row of "statistics" and of "latencies"; the supervisor and the keepers of the workers write "node" and
-"node_workers"; the control process maps both read-only. Words are aligned 8-byte stores: a reader sees each of them whole, though
-not all of one moment. Counters only grow, over restarts of a worker too.
+Roles: each worker writes its own row of "statistics" and of "latencies"; the supervisor and the keepers of the workers write
+"node" and "node_workers"; the control process maps all of it read-only. Words are aligned 8-byte stores: a reader sees each of
+them whole, though not all of one moment. Counters only grow, over restarts of a worker too.
 Nothing here names a peer, an address, a circuit or a stream.
 """
 
@@ -26,8 +25,8 @@ class Counter(IntEnum):
 
     PACKETS_IN = 0  # of 1280 bytes, before any check
     PACKETS_OUT = 1  # given to the kernel
-    BYTES_IN = 2  # application bytes that came out of streams here
-    BYTES_OUT = 3  # application bytes that went into streams here
+    BYTES_IN = 2  # application bytes that came in from sockets here and went into streams
+    BYTES_OUT = 3  # application bytes that came out of streams here, to sockets
     CELLS_RELAYED = 4
     CELLS_DELIVERED = 5  # opened at their end, window and zeros right
     CELLS_SENT = 6  # made here
@@ -61,7 +60,11 @@ class Counter(IntEnum):
     CONTROL_REPEATED = 34  # control packets that came again: the peer resent what had arrived
 
 
-UNITS: Final[dict[str, str]] = {"busy": "ns", "bytes_in": "bytes", "bytes_out": "bytes"}  # of counters that are not numbers of things
+UNITS: Final[dict[str, str]] = {
+    "busy": "ns",
+    "bytes_in": "bytes",
+    "bytes_out": "bytes",
+}  # of counters that are not numbers of things
 
 # Why a request or a stream was refused or failed before it stood: the names of shards/edge/reasons.py, in its order.
 REFUSALS: Final[tuple[str, ...]] = (
@@ -119,7 +122,9 @@ class Latency(IntEnum):
 
 LATENCIES: Final[tuple[str, ...]] = tuple(latency.name.lower() for latency in Latency)
 # Upper bounds of the buckets in ns, 10 us to 80 s: ten in each decade, no step above a third.
-BOUNDS: Final[tuple[int, ...]] = tuple(step * 10**decade for decade in range(3, 10) for step in (10, 12, 15, 20, 25, 30, 40, 50, 60, 80))
+BOUNDS: Final[tuple[int, ...]] = tuple(
+    step * 10**decade for decade in range(3, 10) for step in (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
+)
 _BUCKETS: Final = len(BOUNDS) + 1  # the last holds what is above all bounds
 _HISTOGRAM: Final = _BUCKETS + 1  # and the sum, in ns
 LATENCY_ROW: Final = -(-len(Latency) * _HISTOGRAM // 8) * 8

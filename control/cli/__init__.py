@@ -20,7 +20,7 @@ COMMANDS: Final = {
     "circuits": "The circuits through this node, and the hops of its own",
     "streams": "The streams that begin or end here, and why they failed",
     "peers": "The links to other nodes",
-    "stats": "Counters since the node started",
+    "stats": "Counters, errors by reason and latencies, once or live",
     "config": "Check a configuration file, or show what is in force",
     "keys": "Make a node's keys, or show its node id",
     "testnet": "A whole network on this machine: up, demo, status, down",

@@ -71,7 +71,7 @@ def _value(config: Config, key: str) -> Any:
     """The value in the form in which the file would say it."""
     section, _, name = key.partition(".")
     value = getattr(getattr(config, section), name)
-    if key == "proxy.listen":
+    if key.endswith(".listen"):
         return f"{value[0]}:{value[1]}" if value else "off"
     if key == "workers.count":
         return value or "auto"

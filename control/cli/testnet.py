@@ -42,7 +42,8 @@ def _plan_options(function: F) -> F:
         )
     ):
         function = click.option(name, type=int, default=default, show_default=True, help=text)(function)
-    return _dir_option(function)
+    text = "TCP port of the first node's metrics, the others' follow; without it there are none."
+    return _dir_option(click.option("--metrics-port", type=int, help=text)(function))
 
 
 @click.group()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +25,13 @@ _BACK: Final = 3600  # the directory begins this long ago: a clock set back a li
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One node to be: its name, its role, its UDP port and, for a client, its proxy's port."""
+    """One node to be: its name, its role, its UDP port, for a client its proxy's port, and the port of its metrics."""
 
     alias: str
     role: str
     port: int
     proxy: int | None
+    metrics: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Plan:
     workers: int = 1
     base_port: int = PORT_FIRST
     proxy_port: int = 9750
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         last = self.base_port + self.relays + self.clients - 1
@@ -62,6 +64,8 @@ class Plan:
             )
         if not 1 <= self.proxy_port <= 65535 - len(CLIENTS):
             wrong.append(f"--proxy-port {self.proxy_port}: must be 1 to {65535 - len(CLIENTS)}")
+        if self.metrics_port is not None and not 1 <= self.metrics_port <= 65536 - self.relays - self.clients:
+            wrong.append(f"--metrics-port {self.metrics_port}: must be 1 to {65536 - self.relays - self.clients}")
         socket = node_folder(self.folder, "relay-99") / "run" / "control.sock"
         if len(str(socket).encode()) > SOCKET_PATH_MAX:
             wrong.append(
@@ -79,7 +83,9 @@ class Plan:
         found = [Member(alias, role, self.base_port + i, None) for i, (alias, role) in enumerate(names)]
         for i, alias in enumerate(CLIENTS[: self.clients]):
             found.append(Member(alias, "client", self.base_port + self.relays + i, self.proxy_port + i))
-        return found
+        if self.metrics_port is None:
+            return found
+        return [replace(member, metrics=self.metrics_port + i) for i, member in enumerate(found)]
 
 
 def node_folder(folder: Path, alias: str) -> Path:
@@ -140,6 +146,9 @@ pin = false
 
 [proxy]
 listen = {_quoted(f"{HOST}:{member.proxy}" if member.proxy else "off")}
+
+[metrics]
+listen = {_quoted(f"{HOST}:{member.metrics}" if member.metrics else "off")}
 
 [path]
 hops = {plan.hops}

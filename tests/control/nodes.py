@@ -16,7 +16,7 @@ import pytest
 
 from control.server import bind
 from nyx.columns import ALIGN, layout_digest, offsets, view
-from nyx.stats import COUNTERS, node_columns, statistics_columns, statistics_row
+from nyx.stats import COUNTERS, latency_histogram, node_columns, statistics_columns, statistics_row
 from tests.control.workers import Worker, answers
 
 BLOCK = 10  # UDP ports that one test may use
@@ -84,9 +84,29 @@ def process_table(workers, supervisor):
 class Node:
     """A running control process."""
 
-    def __init__(self, folder, workers, process):
+    def __init__(self, folder, workers, process, statistics_fd):
         self.folder, self.workers, self.process = folder, workers, process
+        self._statistics = statistics_fd
         self.socket = folder / "run" / "control.sock"
+
+    def count(self, worker, name, more):
+        """Raise a counter, as its worker would."""
+        columns, save = self._columns()
+        statistics_row(columns["statistics"], worker)[COUNTERS.index(name)] += more
+        save()
+
+    def observe(self, worker, times):
+        """Add times, in ns, to the histograms of a worker."""
+        columns, save = self._columns()
+        for which, values in times.items():
+            for value in values:
+                latency_histogram(columns["latencies"], worker, which).observe(value)
+        save()
+
+    def _columns(self):
+        data = bytearray(os.pread(self._statistics, os.fstat(self._statistics).st_size, 0))
+        columns = view(statistics_columns(len(self.workers)), memoryview(data)[ALIGN:])
+        return columns, lambda: os.pwrite(self._statistics, data, 0)
 
 
 @contextlib.contextmanager
@@ -113,11 +133,11 @@ def node(folder: Path, told=None, own_socket=False, config=CONFIG):
             [sys.executable, "-m", "control.process"],
             env=environ, pass_fds=[*fds, *given["workers"]], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        for fd in fds[:2]:
-            os.close(fd)
         try:
-            yield Node(folder, workers, process)
+            yield Node(folder, workers, process, fds[0])
         finally:
+            for fd in fds[:2]:
+                os.close(fd)
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=20)
             assert out == b""

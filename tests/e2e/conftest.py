@@ -3,9 +3,11 @@
 All end-to-end tests share one network and run in one test process: two networks would fight for two cores.
 """
 
+import contextlib
 import hashlib
 import http.server
 import shutil
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -14,13 +16,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.network import Network, running_network
+from bench.network import Network, free_port, running_network
+
+NODES = 5
 
 
 @pytest.fixture(scope="session")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    with running_network(tmp_path_factory.mktemp("net")) as found:
+def metrics_port() -> int:
+    """The first of as many free TCP ports in a row as the network has nodes."""
+    return free_tcp_block(NODES)
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iterator[Network]:
+    with running_network(tmp_path_factory.mktemp("net"), "--metrics-port", str(metrics_port), nodes=NODES) as found:
         yield found
+
+
+def free_tcp_block(count: int) -> int:
+    """The first of `count` TCP ports in a row that nobody listens on at 127.0.0.1."""
+    for _ in range(100):
+        base = free_port()
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+            return base
+    raise AssertionError(f"no {count} free TCP ports in a row")
 
 
 # ---------------------------------------------------------------- a web server

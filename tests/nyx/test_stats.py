@@ -69,7 +69,9 @@ def test_refusals_stand_where_their_labels_say() -> None:
     row = statistics_row(allocate(statistics_columns(1))["statistics"], 0)
     refusal_counters(row)[:] = range(1, len(REFUSALS) + 1)
     named = dict(zip(COUNTERS, row.tolist(), strict=True))
-    assert {name: value for name, value in named.items() if value} == {f"refused_{label}": i for i, label in enumerate(REFUSALS, 1)}
+    assert {name: value for name, value in named.items() if value} == {
+        f"refused_{label}": i for i, label in enumerate(REFUSALS, 1)
+    }
 
 
 def test_histograms_are_parts_of_their_workers_row() -> None:

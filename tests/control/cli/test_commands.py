@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from control.cli import COMMANDS, run
 from control.schemas import DOCUMENTS
+from nyx.stats import COUNTERS, Latency
 from tests.control.nodes import CONFIG, node
 from tests.control.workers import answers, circuit, status, stream
 
@@ -101,6 +102,38 @@ def test_stats_leave_zeros_out_unless_asked(tmp_path, ctl):
         _, out, _ = ctl("--socket", running.socket, "stats", "--workers")
         assert out.splitlines()[0].split() == ["counter", "total", "worker", "0", "worker", "1"]
         assert out.splitlines()[2].split() == ["packets_out", "3", "1", "2"]
+
+
+def test_stats_name_errors_units_and_percentiles(tmp_path, ctl):
+    with node(tmp_path) as running:
+        running.observe(0, {Latency.STREAM_OPEN: [20_000_000] * 98 + [2_000_000_000] * 2})
+        running.count(0, "busy", 4_500_000_000)
+        _, out, _ = ctl("--socket", running.socket, "stats")
+        found = fits(ctl("--socket", running.socket, "stats", "--json")[1])
+    lines = [line.split() for line in out.splitlines()]
+    assert ["busy", "4.5", "s"] in lines
+    assert "packet or cell dropped  total" in out
+    assert ["bad_tag", str(COUNTERS.index("dropped_bad_tag"))] in lines
+    assert "request or stream refused  total" in out
+    assert ["policy", str(COUNTERS.index("refused_policy"))] in lines
+    assert ["stream_open", "100", "18", "ms", "20", "ms", "1.8", "s", "60", "ms"] in lines
+    latency = found["latencies"]["stream_open"]
+    assert (latency["count"], sum(latency["counts"]), len(latency["bounds"])) == (100, 100, len(latency["counts"]) - 1)
+    assert 1.5 < latency["p99"] <= 2.0
+    assert found["units"]["busy"] == "ns"
+
+
+def test_watched_stats_are_a_document_a_line_and_have_rates_for_people(tmp_path, ctl):
+    with node(tmp_path) as running:
+        watch = ("--socket", running.socket, "stats", "--watch", "--interval", "0.1", "--count", "2")
+        code, out, _ = ctl(*watch, "--json")
+        assert code == 0
+        assert [fits(line)["schema"] for line in out.splitlines()] == ["nyx.stats"] * 2
+        _, out, _ = ctl(*watch)
+    first, second = (block.splitlines() for block in out.split("\n\ncounter"))
+    assert "per second" not in first[0]
+    assert second[0].split() == ["total", "per", "second"]
+    assert second[1].split() == ["packets_out", "1", "0.0"]
 
 
 def test_not_ready_is_a_code_only_where_it_is_asked(tmp_path, ctl):
