@@ -71,6 +71,9 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.POOL_EMPTY: _counted("pool_empty", "Times no packet slot was free to receive into."),
     Counter.TURNS: _counted("worker_turns", "Turns of the worker's loop."),
     Counter.BUSY: _counted("worker_busy_seconds", "CPU time of the worker's loop, over restarts too.", _NANO),
+    Counter.REPAIRS: _counted("repairs", "Things that a new life of a worker found torn and mended."),
+    Counter.REPAIRED_POSITIONS: _counted("repaired_positions", "Of those: sockets whose positions differed from the kernel's."),
+    Counter.CONTROL_REPEATED: _counted("control_packets_repeated", "Control packets that came again."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))
