@@ -44,6 +44,7 @@ class Processes:
     supervisor: int
     control: int
     control_restarts: int
+    upgrades: int
     workers: tuple[WorkerLife, ...]
 
 
@@ -81,6 +82,7 @@ class Pages:
             supervisor=int(node["supervisor"]),
             control=int(node["control"]),
             control_restarts=int(node["control_restarts"]),
+            upgrades=int(node["upgrades"]),
             workers=tuple(WorkerLife(int(w["pid"]), int(w["restarts"]), int(w["keeper"])) for w in workers),
         )
 

@@ -4,6 +4,7 @@ It inherits what it needs as descriptors, named by NYX_CONTROL_FDS, a JSON objec
 
     config      path of the configuration file
     workers     descriptors of this side of each worker's channel, in the order of the workers
+    supervisor  descriptor of this side of the supervisor's channel, or null
     statistics  descriptor of the statistics' memory, or null
     node        descriptor of the process table's memory, or null
     admin       descriptor of the listening admin socket, or a path to bind, or null: the configuration's path
@@ -28,7 +29,7 @@ from typing import Any, Final
 from setproctitle import setproctitle
 
 from control import observe, server
-from control.channel import Channel
+from control.channel import Channel, Supervisor
 from control.pages import Pages
 from control.service import Service
 from nyx.config import Config, load
@@ -70,10 +71,10 @@ def parse(text: str) -> dict[str, Any]:
         raise ConfigError([f"{VARIABLE} is not JSON: nyxd starts this process, nobody else"]) from error
     if not isinstance(value, dict) or not isinstance(value.get("config"), str) or not isinstance(value.get("workers"), list):
         raise ConfigError([f"{VARIABLE} lacks config or workers"])
-    numbers = [*value["workers"], *(v for v in (value.get("statistics"), value.get("node")) if v is not None)]
+    numbers = [*value["workers"], *(value[name] for name in ("supervisor", "statistics", "node") if value.get(name) is not None)]
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ConfigError([f"{VARIABLE} names a descriptor that is no number"])
-    return {"admin": None, "statistics": None, "node": None} | value
+    return {"admin": None, "supervisor": None, "statistics": None, "node": None} | value
 
 
 def _descriptor(value: int | None) -> int:
@@ -89,9 +90,11 @@ def _tie_to_parent(pages: Pages) -> bool:
 
 async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages) -> None:
     channels = [Channel(i, socket.socket(fileno=fd)) for i, fd in enumerate(inherited["workers"])]
-    service = Service(config, channels, pages)
+    supervisor = None if inherited["supervisor"] is None else Supervisor(socket.socket(fileno=inherited["supervisor"]))
+    service = Service(config, channels, pages, supervisor)
     with _listener(inherited["admin"], config) as listener:
-        tasks = [asyncio.create_task(channel.run()) for channel in channels]
+        asked = [*channels, supervisor] if supervisor else channels
+        tasks = [asyncio.create_task(channel.run()) for channel in asked]
         serving = asyncio.create_task(server.Server(listener, service.handle).run())
         tasks += observe.start(config, service, pages)
         for number in (signal.SIGTERM, signal.SIGINT):

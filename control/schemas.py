@@ -50,12 +50,13 @@ class Status(Document):
     stage: str  # "starting", "links", "circuits", "ready": of the worker that is furthest behind
     progress: int  # per cent
     started: int | None  # Unix seconds
-    uptime: float  # seconds, of the oldest worker
+    uptime: float  # seconds since the node started
     proxy: str | None  # address:port
     links: int
     circuits: int
     circuits_ready: int
     streams: int
+    upgrades: int  # times that the node has replaced its code since it started
     processes: list[Process]
     warnings: list[str]
 
@@ -194,6 +195,42 @@ class Closed(Document):
     circuit: int
 
 
+@dataclass(frozen=True, slots=True)
+class Restarted(Document):
+    """A worker was started anew on demand."""
+
+    SCHEMA: ClassVar[str] = "nyx.restarted"
+    alias: str
+    worker: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrading(Document):
+    """The node has begun to replace its code."""
+
+    SCHEMA: ClassVar[str] = "nyx.upgrading"
+    alias: str
+    release: str  # that was running
+    upgrades: int  # before this one
+    control: int  # pid of the control process that answers: another one belongs to the new code
+    drained: bool  # the new code cannot take over what runs: nothing new is taken, then the node starts from nothing
+    changes: list[str]  # why, as sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded(Document):
+    """The node runs the code that is installed."""
+
+    SCHEMA: ClassVar[str] = "nyx.upgraded"
+    alias: str
+    before: str  # releases
+    after: str
+    drained: bool
+    seconds: float
+    streams: int  # that went on; after draining none
+
+
 # ---------------------------------------------------------------- what needs no running node
 
 
@@ -319,8 +356,8 @@ class Error(Document):
 DOCUMENTS: Final[dict[str, type[Document]]] = {
     cls.SCHEMA: cls
     for cls in (
-        Status, Stats, Circuits, Streams, Peers, Closed, ConfigCheck, ConfigShow, Paths, Version, Keys, Testnet, Demo, Schemas,
-        Error,
+        Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, Paths, Version,
+        Keys, Testnet, Demo, Schemas, Error,
     )
 }  # fmt: skip
 

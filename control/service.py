@@ -5,17 +5,20 @@ A worker that does not answer in time is named as unreachable; everything else i
 
 import asyncio
 import dataclasses
+import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from control import schemas
-from control.channel import Channel, WorkerRefusedError, WorkerSilentError
+from control.channel import RESTART_DEADLINE, UPGRADE_DEADLINE, Channel, Supervisor, WorkerRefusedError, WorkerSilentError
 from control.pages import Pages, Processes
 from control.wire import Refusal
 from nyx import __version__
 from nyx.config import Config
 from nyx.stats import BOUNDS, UNITS, Histogram, quantile
 from nyx.wire.admin import Op, Stage
+from nyx.wire.orders import Order
 
 PROGRESS: Final[Mapping[str, int]] = {Stage.STARTING: 10, Stage.LINKS: 40, Stage.CIRCUITS: 70, Stage.READY: 100}
 _ORDER: Final = list(PROGRESS)
@@ -26,10 +29,11 @@ Args = Mapping[str, Any]
 class Service:
     """All operations of one node's admin socket; `handle` is the way in."""
 
-    def __init__(self, config: Config, channels: Sequence[Channel], pages: Pages) -> None:
+    def __init__(self, config: Config, channels: Sequence[Channel], pages: Pages, supervisor: Supervisor | None = None) -> None:
         self._config = config
         self._channels = channels
         self._pages = pages
+        self._supervisor = supervisor
         self.notices: list[Callable[[], str | None]] = []  # each tells what the user should know of the control process, or None
         self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
             "status": self._status,
@@ -38,6 +42,8 @@ class Service:
             "streams": self._streams,
             "peers": self._peers,
             "close_circuit": self._close_circuit,
+            "restart": self._restart,
+            "upgrade": self._upgrade,
         }
 
     async def handle(self, op: str, args: Args) -> schemas.Document:
@@ -85,12 +91,13 @@ class Service:
             stage=str(stage),
             progress=PROGRESS[stage],
             started=table.started or None if table else None,
-            uptime=max((float(data.get("uptime", 0)) for data in answers.values()), default=0.0),
+            uptime=max(0.0, time.time() - table.started) if table and table.started else 0.0,
             proxy=address_text(listen) if listen else None,
             links=total("links"),
             circuits=total("circuits"),
             circuits_ready=total("circuits_ready"),
             streams=total("streams"),
+            upgrades=table.upgrades if table else 0,
             processes=_processes(table, answers, silent),
             warnings=list(dict.fromkeys(warnings)),
         )
@@ -135,6 +142,38 @@ class Service:
         except WorkerSilentError as error:
             raise Refusal("timeout", str(error)) from error
         return schemas.Closed(self._config.node.alias, worker, circuit)
+
+    async def _order(self, order: Order, args: Args, deadline: float) -> dict[str, Any]:
+        if self._supervisor is None:
+            raise Refusal("unknown_operation", "this node has no supervisor that takes orders")
+        try:
+            return await self._supervisor.order(order, args, deadline)
+        except WorkerRefusedError as error:
+            raise Refusal("refused", str(error)) from error
+        except WorkerSilentError as error:
+            raise Refusal("timeout", str(error)) from error
+
+    async def _restart(self, args: Args) -> schemas.Document:
+        worker = args.get("worker")
+        if type(worker) is not int:
+            raise Refusal("bad_request", "worker must be a number")
+        data = await self._order(Order.RESTART, {"worker": worker}, RESTART_DEADLINE)
+        return schemas.Restarted(self._config.node.alias, worker, int(data["pid"]))
+
+    async def _upgrade(self, args: Args) -> schemas.Document:
+        drain = args.get("drain")
+        if drain is not None and type(drain) not in (int, float):
+            raise Refusal("bad_request", "drain must be seconds, or null")
+        table = self._pages.processes()
+        data = await self._order(Order.UPGRADE, {"drain": drain}, UPGRADE_DEADLINE)
+        return schemas.Upgrading(
+            alias=self._config.node.alias,
+            release=__version__,
+            upgrades=table.upgrades if table else 0,
+            control=os.getpid(),
+            drained=bool(data.get("drained")),
+            changes=[str(text) for text in data.get("changes", [])],
+        )
 
 
 def _latency(histogram: Histogram) -> schemas.Latency:

@@ -191,6 +191,8 @@ NODE: Final[np.dtype[Any]] = np.dtype(
         ("supervisor", np.int64),  # process ids; 0: not running
         ("control", np.int64),
         ("control_restarts", np.int64),
+        ("upgrades", np.int64),  # times the supervisor has replaced its code
+        ("upgraded", np.int64),  # Unix seconds of the last time
     ],
     align=True,
 )
@@ -202,6 +204,7 @@ NODE_WORKER: Final[np.dtype[Any]] = np.dtype(
         ("restarts", np.int64),
         ("ready", np.int64),  # pid of the life that reported its loop running: ready when equal to pid
         ("killed_by", np.int64),  # signal that ended the last life, or 256 + its exit code; 0: none yet
+        ("load", np.int64),  # streams at this end and circuits of others: what an end of the worker would end
     ],
     align=True,
 )

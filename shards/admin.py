@@ -12,7 +12,7 @@ import numpy as np
 
 from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.errors import RemoteProtocolError
-from nyx.wire import admin
+from nyx.wire import admin, envelope
 from nyx.wire.codes import DestroyReason
 from shards.link import Link, LinkState
 from shards.tables import LIVE, ROLE_CLIENT
@@ -38,7 +38,7 @@ class Admin:
         """Answer what was asked."""
         for _ in range(_REQUESTS_PER_TURN):
             try:
-                message = self._channel.recv(admin.MESSAGE_MAX)
+                message = self._channel.recv(envelope.MESSAGE_MAX)
             except (BlockingIOError, ConnectionError):
                 return
             if not message:

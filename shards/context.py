@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
 from nyx.columns import Columns
 from nyx.config import Config
@@ -18,6 +19,14 @@ from shards import poller
 from shards.process import open_descriptors
 
 Entropy = Callable[[int], bytes]
+
+
+class Asked(IntEnum):
+    """What a worker has been asked by a signal; the higher one wins."""
+
+    NOTHING = 0
+    REST = 1  # SIGUSR1: end, leaving everything open to the next life
+    STOP = 2  # SIGTERM: close everything and end
 
 
 @dataclass(slots=True)
@@ -35,7 +44,7 @@ class WorkerContext:
     columns: Columns  # this worker's own: what shards.worker.worker_columns named
     shared: Columns  # all workers': "packets", "rings", "sleeping", "builds_seen", "statistics", "node", "node_workers"
     events: tuple[int, ...]  # eventfds of all workers, for rings; events[index] is ours
-    stop: int  # eventfd, readable once the worker shall end (SIGTERM)
+    stop: int  # eventfd, readable once the worker shall end or drain
     multiplier: int  # of steering, secret
     boot_epoch: int
     boot_secret: bytes  # 32 random bytes of this boot, the same in every life and worker: keys of filters and tables
@@ -44,15 +53,27 @@ class WorkerContext:
     entropy: Entropy
     life: int = 0  # 0, then counted up by each restart
     inherited: frozenset[int] = frozenset()  # descriptors that were open before the first life
+    asked: Asked = Asked.NOTHING
+    draining: bool = False  # nothing new is taken: the node is about to start anew
 
     def ready(self) -> None:
         """Tell the supervisor that the loop runs."""
         self.shared["node_workers"]["ready"][self.index] = os.getpid()
 
-    def stop_on_sigterm(self) -> None:
-        """Let SIGTERM make `stop` readable."""
+    def listen_to_signals(self) -> None:
+        """Let SIGTERM, SIGUSR1 and SIGUSR2 make `stop` readable, and say in `asked` and `draining` what they mean."""
         poller.drain(self.stop)
-        signal.signal(signal.SIGTERM, lambda _number, _frame: poller.signal(self.stop))
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self._ask(Asked.STOP))
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: self._ask(Asked.REST))
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: self._drain())
+
+    def _ask(self, what: Asked) -> None:
+        self.asked = max(self.asked, what)
+        poller.signal(self.stop)
+
+    def _drain(self) -> None:
+        self.draining = True
+        poller.signal(self.stop)
 
     def sweep(self, named: Iterable[int] = ()) -> int:
         """Close what earlier lives left open and no column names (`named`); how many. First of all, before anything is opened."""

@@ -170,8 +170,14 @@ class CircuitDesk:
             self.end_row(row, DestroyReason.KEY_LIMIT)
         if self.hops:
             self.hops.on_timer(now)
-        if self.clients:
+        if self.clients and not self._context.draining:
             self.clients.maintain(now, wall)
+
+    @property
+    def passing(self) -> int:
+        """Circuits of others."""
+        rows = self.rows.rows
+        return int(np.count_nonzero((rows["state"] == LIVE) & (rows["role"] != ROLE_CLIENT)))
 
     # ------------------------------------------------------------ for people
 

@@ -153,7 +153,7 @@ class Hops:
             return STATUS_SUITE
         if last and self._context.config.node.role != "exit":
             return STATUS_POLICY
-        return STATUS_BUSY if self._rows.full else STATUS_ACCEPTED
+        return STATUS_BUSY if self._rows.full or self._context.draining else STATUS_ACCEPTED
 
     def _open(self, pending: _Pending, now: int, wall: int) -> None:
         cells = [pending.cells[slot] for slot in range(BUILD_SLOTS)]

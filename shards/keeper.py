@@ -5,19 +5,23 @@
 Why a process of its own: descriptors of a killed worker live on only in a table it shared. If all workers shared the
 supervisor's table, nobody could tell a dead worker's half-open sockets from a live one's, and each could touch all sockets.
 A keeper does nothing else: no socket is read here, no packet is seen. Killed itself, it takes its worker along, and the
-supervisor makes both again (connections of the proxy and the exit are lost then, links and circuits are not).
+supervisor makes both again (connections of the proxy and the exit are lost then, links and circuits are not). Told to hand over
+(`shards/handover.py`), it ends its worker at rest and gives everything that is open to the next keeper.
 """
 
 import faulthandler
 import gc
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
 
 from nyx.kernel import PLAIN
+from shards import handover
 from shards.context import WorkerContext
 from shards.memory import keep_from_swap
 from shards.poller import fine_timers
@@ -37,39 +41,25 @@ Main = Callable[[WorkerContext], int]
 
 _SECRETS: Final = frozenset({"sessions", "layer_keys"})  # columns with keys
 _EXITED: Final = 256  # node_workers.killed_by: exit codes lie above signals
+_UNSEEN: Final = handover.REST + 1.0  # seconds after which a worker that was told to end is killed
 
 
-def keep(context: WorkerContext, main: Main, parent: int) -> None:
-    """The whole life of a keeper, in a fresh child of the supervisor. Does not return."""
+class _HandOverError(Exception):
+    """The supervisor wants the descriptors."""
+
+
+def keep(
+    context: WorkerContext, main: Main, parent: int, end: socket.socket, received: Mapping[int, int] | None = None
+) -> NoReturn:
+    """The whole life of a keeper, in a fresh child of the supervisor.
+
+    `end` is its end of the pair with the supervisor, `received` descriptors of the keeper before it: number there -> here.
+    """
     code = 1
     try:
         die_with(parent)
         name_process(f"keeper {context.index}", context.config.node.alias)
-        close_all_but(_needed(context))
-        gc.freeze()
-        context.inherited = open_descriptors()
-        row = context.shared["node_workers"][context.index : context.index + 1]
-        context.life = int(row["restarts"][0]) + 1 if row["keeper"][0] else 0
-        row["keeper"] = os.getpid()
-
-        def changed(child: Child) -> None:
-            row["pid"] = child.pid
-            if child.pid:
-                row["restarts"] = context.life
-                context.life += 1
-            else:
-                ended = child.status
-                row["killed_by"] = os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else _EXITED + os.waitstatus_to_exitcode(ended)
-
-        def start() -> int:
-            keeper, pid = os.getpid(), clone_shared()
-            if pid == 0:
-                _live(context, main, keeper)
-            return pid
-
-        watch = Watch([Child("worker", start, changed)], [signal.SIGTERM])
-        watch.run()
-        watch.stop()
+        _Keeper(context, main, end, dict(received or {})).run()
         code = 0
     except BaseException:  # noqa: BLE001 (the last frame of a forked process: whatever it is, it must not reach the parent's code)
         traceback.print_exc()
@@ -77,18 +67,87 @@ def keep(context: WorkerContext, main: Main, parent: int) -> None:
         os._exit(code)
 
 
+class _Keeper:
+    """Its worker, and its ear for the supervisor."""
+
+    def __init__(self, context: WorkerContext, main: Main, end: socket.socket, received: Mapping[int, int]) -> None:
+        self._context = context
+        self._main = main
+        close_all_but({*_needed(context), end.fileno(), *received.values()})
+        self._end = socket.socket(fileno=handover.place(received, end.detach()))
+        self._end.settimeout(handover.PATIENCE)
+        gc.freeze()
+        self._row: Any = context.shared["node_workers"][context.index : context.index + 1]
+        context.life = int(self._row["restarts"][0]) + 1 if self._row["keeper"][0] else 0
+        self._row["keeper"] = os.getpid()
+        self._worker = Child("worker", self._start, self._changed)
+        self._watch = Watch([self._worker], [signal.SIGTERM])
+        self._watch.listen(self._end.fileno(), self._on_order)
+        self._kill_at = 0.0  # of a worker that was told to end
+        context.inherited = open_descriptors() - set(received)
+
+    def run(self) -> None:
+        """Until SIGTERM, or the descriptors have been handed over."""
+        try:
+            self._watch.run(self._tick)
+            self._watch.stop()
+        except _HandOverError:
+            self._watch.stop(_UNSEEN, signal.SIGUSR1)
+            handover.send(self._end, open_descriptors() - self._context.inherited)
+
+    def _start(self) -> int:
+        keeper, pid = os.getpid(), clone_shared()
+        if pid == 0:
+            _live(self._context, self._main, keeper)
+        return pid
+
+    def _changed(self, child: Child) -> None:
+        self._row["pid"] = child.pid
+        self._kill_at = 0.0
+        if child.pid:
+            self._row["restarts"] = self._context.life
+            self._context.life += 1
+        else:
+            ended = child.status
+            self._row["killed_by"] = os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else _EXITED + os.waitstatus_to_exitcode(ended)
+
+    def _on_order(self) -> None:
+        order = self._end.recv(64)
+        if order == handover.HAND_OVER:
+            raise _HandOverError
+        if order == handover.RESTART and self._worker.pid:
+            self._worker.replace()
+            os.kill(self._worker.pid, signal.SIGUSR1)
+            self._kill_at = time.monotonic() + _UNSEEN
+        elif order == handover.DRAIN:
+            self._context.draining = True
+            if self._worker.pid:
+                os.kill(self._worker.pid, signal.SIGUSR2)
+        elif not order:
+            self._watch.forget(self._end.fileno())
+
+    def _tick(self) -> float | None:
+        """A worker that was told to end and does not (it hangs, or is stopped) is killed."""
+        if not self._kill_at:
+            return None
+        left = self._kill_at - time.monotonic()
+        if left <= 0 and self._worker.pid:
+            os.kill(self._worker.pid, signal.SIGKILL)
+        return max(left, 0.1)
+
+
 def _needed(context: WorkerContext) -> set[int]:
     sockets = (context.udp, *context.proxy, context.control)
     return {*(sock.fileno() for sock in sockets), *context.events, context.stop}
 
 
-def _live(context: WorkerContext, main: Main, keeper: int) -> None:
-    """One life of the worker. Does not return."""
+def _live(context: WorkerContext, main: Main, keeper: int) -> NoReturn:
+    """One life of the worker."""
     code = 1
     try:
         die_with(keeper)
         default_signals()
-        context.stop_on_sigterm()
+        context.listen_to_signals()
         name_process(f"worker {context.index}", context.config.node.alias)
         faulthandler.enable()
         fine_timers()

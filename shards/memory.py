@@ -2,9 +2,10 @@
 
 Roles: the supervisor creates it and never lets go; workers are forked with the mapping; another program attaches by descriptor.
 Layout: one page of header (magic, layout digest), then the columns as `nyx.columns` lays them out, all zero at first.
-Who attaches with other columns is refused, so two versions never read each other's words wrongly. The size is sealed (nobody can
-truncate it under a reader), and so is writing through any later mapping where `exclusive` is asked: only the creator and what
-it forks write, everybody else maps it read-only. It is kept out of core dumps.
+Who attaches with other columns is refused, so two versions never read each other's words wrongly. The size is sealed: nobody can
+truncate it under a reader. Who shall only read is given a descriptor of `open_reader`, of which no writable mapping can be made
+(a seal against future writing would bind the supervisor too, which maps the memory anew when it replaces itself). It is kept
+out of core dumps.
 Source: Linux memfd_create(2), fcntl(2) "File sealing", madvise(2).
 """
 
@@ -12,6 +13,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Sequence
 from typing import Any, Final, Self
 
@@ -21,7 +23,6 @@ from nyx.columns import ALIGN, Column, Columns, layout_digest, offsets, view
 from nyx.errors import InternalError
 
 _MAGIC: Final = b"nyx memory 1\n"
-_F_SEAL_FUTURE_WRITE: Final = 0x10  # not in Python's fcntl yet
 _MADV_DONTDUMP: Final = 16
 _MLOCK_ONFAULT: Final = 1
 
@@ -29,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Memory:
-    """A memfd and its columns as vectors. `fd` may be inherited by a program that calls `attach`."""
+    """A memfd and its columns as vectors. A program that inherits a descriptor calls `attach`."""
 
     def __init__(self, fd: int, pages: mmap.mmap, columns: Sequence[Column]) -> None:
         self.fd = fd
@@ -38,15 +39,15 @@ class Memory:
         self._pages = pages
 
     @classmethod
-    def create(cls, name: str, columns: Sequence[Column], *, exclusive: bool = False) -> Self:
+    def create(cls, name: str, columns: Sequence[Column]) -> Self:
         """Zeroed memory for these columns; `name` shows in /proc/PID/maps and names no node or peer."""
         size = ALIGN + offsets(columns)[1]
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
         pages = mmap.mmap(fd, size)
         pages[: len(_header(columns))] = _header(columns)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | (_F_SEAL_FUTURE_WRITE if exclusive else 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        os.fchmod(fd, stat.S_IRUSR)  # whoever opens it by its name in /proc gets a reader
         pages.madvise(_MADV_DONTDUMP)
         return cls(fd, pages, columns)
 
@@ -61,6 +62,10 @@ class Memory:
             raise InternalError("memory holds another layout of columns")
         pages.madvise(_MADV_DONTDUMP)
         return cls(fd, pages, columns)
+
+    def open_reader(self) -> int:
+        """A descriptor that can be mapped for reading alone."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Let the descriptor go; the mapping lives as long as some vector over it does."""

@@ -5,6 +5,7 @@ problem stands on stderr, and nothing has been started. stdout carries one line,
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -39,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         file = options.config or _default_file()
         settings = dict(options.set or ())
-        checked = check(file, settings, write=not options.check)
+        checked = check(file, settings, write=not (options.check or options.plan))
         if options.check:
             sys.stdout.write(f"{file}: right; node {checked.config.node.alias}, {len(checked.snapshot.nodes)} nodes known\n")
             return 0
+        if options.plan:
+            return _plan(checked.config)
         return _run(file, checked, settings, offload=not options.no_offload)
     except ConfigError as error:
         sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
@@ -81,10 +84,23 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     return Checked(config, keys, snapshot)
 
 
+def _plan(config: Config) -> int:
+    """What an upgrade to this code and configuration would work on, after everything that can fail before it has been tried."""
+    from shards import upgrade
+    from shards.kernels import prepare
+    from shards.supervisor import worker_count
+    from shards.worker import worker_columns
+
+    prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
+    print(json.dumps(upgrade.describe(config, worker_count(config), worker_columns(config))), flush=True)
+    return 0
+
+
 def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: bool) -> int:
     """Load the kernels and supervise. The imports are here: a mistake in the configuration is told without loading a compiler."""
     from shards.kernels import prepare
     from shards.supervisor import Plan, Supervisor
+    from shards.upgrade import take_state
     from shards.worker import worker_columns, worker_main
 
     prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
@@ -100,8 +116,10 @@ def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: boo
         wall=int(time.time()),
         offload=offload,
         settings=settings,
+        command=sys.orig_argv,
+        preflight=[*sys.orig_argv, "--plan"],
     )
-    Supervisor(plan).run(lambda line: print(line, flush=True))
+    Supervisor(plan, take_state()).run(lambda line: print(line, flush=True))
     return 0
 
 
@@ -122,6 +140,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", type=Path, help="default: your nyx/nyx.toml, else /etc/nyx/nyx.toml")
     parser.add_argument("--set", metavar="KEY=VALUE", type=_setting, action="append", help="a setting, over file and environment")
     parser.add_argument("--check", action="store_true", help="check configuration, keys and directory, and start nothing")
+    parser.add_argument("--plan", action="store_true", help="check, load the kernels, print what would be held in memory")
     parser.add_argument("--no-offload", action="store_true", help="send and receive packets without segmentation offload")
     parser.add_argument("--version", action="version", version=f"nyxd {__version__}")
     return parser.parse_args(arguments)

@@ -3,16 +3,19 @@
 Only single-threaded parents fork here. `fork` gives the child its own descriptor table; `clone_shared` shares the parent's, so
 that what a worker accepted or opened is still open when it is killed a moment later (nothing else can hand a descriptor on
 between accept and death). A child asks to be killed with its parent first of all.
-Source: Linux clone(2), prctl(2), sigwaitinfo(2).
+Source: Linux clone(2), prctl(2), sigwaitinfo(2), signalfd(2).
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
+import select
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +26,7 @@ from nyx.errors import InternalError
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_MDWE: Final = 65  # Linux 6.3; older ones say EINVAL
 _CLONE_FILES: Final = 0x400
+_SIGSET_SIZE: Final = 128  # bytes of the C library's sigset_t
 _SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 
 STREAK_FREE: Final = 3  # short lives in a row that are followed by a new one at once
@@ -117,6 +121,15 @@ def close_all_but(kept: Iterable[int]) -> None:
 # ---------------------------------------------------------------- watching
 
 
+def _signal_descriptor(signals: Iterable[signal.Signals]) -> int:
+    """A descriptor that is readable while one of these blocked signals is pending; sigtimedwait takes them."""
+    mask = sum(1 << (number - 1) for number in signals).to_bytes(8, sys.byteorder).ljust(_SIGSET_SIZE, b"\0")
+    fd = int(_libc.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "signalfd")
+    return fd
+
+
 class Child:
     """A process that must run. `start` makes one and returns its pid; `changed` is told after each birth and death."""
 
@@ -143,6 +156,26 @@ class Child:
         self.pid = pid
         self._changed(self)
 
+    def adopt(self, pid: int, restarts: int, now: float) -> None:
+        """A life that an earlier image of this process began."""
+        self.pid, self.restarts, self._born = pid, restarts, now
+
+    def replace(self) -> None:
+        """It will be ended on purpose: the next life may start at once."""
+        self._streak = 0
+
+    def wait(self, limit: float) -> None:
+        """Wait for its end, and kill it after so many seconds."""
+        until = time.monotonic() + limit
+        while True:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.died(status, time.monotonic())
+                return
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+
     def died(self, status: int, now: float) -> None:
         """It ended: decide when it may start again. The first ones in a row start at once."""
         self.pid, self.status = 0, status
@@ -153,48 +186,101 @@ class Child:
 
 
 class Watch:
-    """A single-threaded parent: starts its children, starts them again, and stops them when told."""
+    """A single-threaded parent: starts its children, starts them again, and stops them when told.
 
-    def __init__(self, children: Sequence[Child], stop_signals: Iterable[signal.Signals]) -> None:
+    `helpers` are processes that run once: their wait status goes to the function that stands beside their pid.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        stop_signals: Iterable[signal.Signals],
+        on_signal: Mapping[signal.Signals, Callable[[], None]] | None = None,
+    ) -> None:
         self.children = list(children)
+        self.helpers: dict[int, Callable[[int], None]] = {}
         self._stop = frozenset(stop_signals)
+        self._on_signal = dict(on_signal or {})
+        self._sources: dict[int, Callable[[], None]] = {}
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self._poll = select.poll()
+        self._signals = _signal_descriptor(WATCHED)
+        self._poll.register(self._signals, select.POLLIN)
 
-    def run(self, tick: Callable[[], float | None] = lambda: None) -> signal.Signals | None:
-        """Until a stop signal comes (returned) or `tick` raises. `tick` runs each turn and says in how many seconds again."""
+    def listen(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Call this when the descriptor is readable, or its other end is gone."""
+        self._sources[fd] = on_readable
+        self._poll.register(fd, select.POLLIN)
+
+    def forget(self, fd: int) -> None:
+        """Listen no more; harmless for an unknown one."""
+        if self._sources.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def run(self, tick: Callable[[], float | None] = lambda: None) -> signal.Signals:
+        """Until a stop signal comes (returned) or something called from here raises.
+
+        `tick` runs each turn and says in how many seconds again.
+        """
         while True:
-            wanted = [time.monotonic() + 3600.0]
-            for child in self.children:
-                if not child.pid and child.due <= time.monotonic():
-                    child.start(time.monotonic())
-                if not child.pid:
-                    wanted.append(child.due)
-            if (pause := tick()) is not None:
-                wanted.append(time.monotonic() + pause)
-            found = signal.sigtimedwait(WATCHED, max(0.0, min(wanted) - time.monotonic()))
-            self.reap()
-            if found and found.si_signo in self._stop:
-                return signal.Signals(found.si_signo)
+            self._start_due()
+            pause = tick()
+            for fd, _ in self._poll.poll(self._patience(pause)):
+                if fd in self._sources:
+                    self._sources[fd]()
+            if (stop := self._take_signals()) is not None:
+                return stop
+
+    def _start_due(self) -> None:
+        for child in self.children:
+            if not child.pid and child.due <= time.monotonic():
+                child.start(time.monotonic())
+
+    def _patience(self, pause: float | None) -> float:
+        """Milliseconds until a child may start or the tick wants its turn."""
+        now = time.monotonic()
+        wanted = [3600.0 if pause is None else pause, *(child.due - now for child in self.children if not child.pid)]
+        return math.ceil(1000 * max(0.0, min(wanted)))
+
+    def _take_signals(self) -> signal.Signals | None:
+        """Reap the dead, call what signals ask for; the stop signal, if one came."""
+        stop = None
+        while found := signal.sigtimedwait(WATCHED, 0):
+            number = signal.Signals(found.si_signo)
+            if number in self._stop:
+                stop = number
+            elif action := self._on_signal.get(number):
+                action()
+        self.reap()
+        return stop
 
     def reap(self) -> None:
         """Take note of every child that ended."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if told := self.helpers.pop(ended[0], None):
+                    told(ended[1])
                 for child in self.children:
                     if child.pid == ended[0]:
                         child.died(ended[1], time.monotonic())
 
-    def stop(self, grace: float = GRACE) -> None:
-        """SIGTERM to all, SIGKILL to who is left after `grace` seconds; none is left when this returns."""
+    def close(self) -> None:
+        """Let the descriptor of the signals go."""
+        if self._signals >= 0:
+            os.close(self._signals)
+            self._signals = -1
+
+    def stop(self, grace: float = GRACE, gently: signal.Signals = signal.SIGTERM) -> None:
+        """A gentle signal to all, SIGKILL to who is left after `grace` seconds; none is left when this returns."""
         deadline = time.monotonic() + grace
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (gently, signal.SIGKILL):
             for child in self.children:
                 if child.pid:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child.pid, number)
             while any(child.pid for child in self.children):
                 left = deadline - time.monotonic()
-                if number == signal.SIGTERM and left <= 0:
+                if number == gently and left <= 0:
                     break
                 signal.sigtimedwait({signal.SIGCHLD}, max(left, 0.1))
                 self.reap()

@@ -1,7 +1,7 @@
 """The supervisor: makes memory, sockets and channels, starts everybody, starts them again, and takes everything down.
 
-Roles. It is single-threaded and touches no packet. It owns what must outlive a worker: the memory of all columns, the steered
-UDP sockets, the proxy's listening socket, the control socket, the channels between control process and workers.
+Roles. It is single-threaded and touches no packet. It owns what must outlive a worker (`shards/holdings.py`): the memory of all
+columns, the steered UDP sockets, the listening sockets, the channels between control process and workers.
 
     supervisor --> keeper 0 --> worker 0        forked: they share the loaded kernels' pages
                --> keeper 1 --> worker 1
@@ -9,7 +9,8 @@ UDP sockets, the proxy's listening socket, the control socket, the channels betw
 
 Everything is made before anybody is started, so a port that is taken or a folder that is open to others stops the start and
 leaves nothing. Everybody is killed with the supervisor, however it ends (PDEATHSIG). On SIGTERM and SIGINT it stops the
-children, closes, removes the control socket's name, and nothing is left.
+children, closes, removes the control socket's name, and nothing is left. Ordered by the control process (`shards/orders.py`) it
+starts a worker anew, or replaces its own code and then everybody's (`shards/upgrade.py`). On SIGHUP it tells the control process.
 """
 
 import contextlib
@@ -20,43 +21,32 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 
-from nyx.columns import Column, Columns
+from nyx.columns import Column
 from nyx.config import Config
 from nyx.crypto.keys import StaticKeys
-from nyx.errors import NyxError
-from nyx.files import PRIVATE
-from nyx.onion.seen import seen_columns
 from nyx.path.directory import Snapshot
-from nyx.stats import node_columns, statistics_columns
-from shards import poller
+from nyx.wire.orders import Message, Notice, Order
+from shards import handover
 from shards.context import Entropy, WorkerContext
+from shards.holdings import Holdings, StartError, memory_layouts
 from shards.keeper import Main, keep
-from shards.memory import Memory
-from shards.pool import pool_columns
+from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch, default_signals, die_with, fork, name_process, package_environment
-from shards.ring import ring_columns
-from shards.steer import attach_program, draw_multiplier
-from shards.udp import bind_group
-
-T = TypeVar("T")
+from shards.replacement import Replacement
 
 WORKERS_MOST: Final = 4
-BACKLOG: Final = 128
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
 START_TRIES: Final = 5  # lives of a process that never got ready, before the start is given up
-START_POLL: Final = 0.01  # seconds
+POLL: Final = 0.01  # seconds, while something is awaited
 STOP_GRACE: Final = 6.0  # more than the keepers give their workers
-
-
-class StartError(NyxError):
-    """The node cannot start for a reason outside its configuration: a port is taken, a process does not come up."""
+RESTART_LIMIT: Final = 15.0  # seconds for a worker's next life to run
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +64,8 @@ class Plan:
     wall: int  # Unix seconds
     offload: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)  # flags: the control process gets them as its environment
+    command: Sequence[str] = ()  # of this program, to execute it anew; empty: it cannot be upgraded
+    preflight: Sequence[str] = ()  # of this program, to print what it would hold
 
 
 def worker_count(config: Config) -> int:
@@ -81,125 +73,97 @@ def worker_count(config: Config) -> int:
     return config.workers.count or min(len(os.sched_getaffinity(0)), WORKERS_MOST)
 
 
+@dataclass(slots=True)
+class _Awaited:
+    """An order that is answered once the worker's next life runs."""
+
+    order: int
+    worker: int
+    before: int  # pid of the life that was ended
+    until: float
+
+
 class Supervisor:
     """One node's parent process. `run` returns when it has been told to stop and nothing is left."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Make everything that can fail. Raises StartError."""
+    def __init__(self, plan: Plan, state: Mapping[str, Any] | None = None) -> None:
+        """Make everything that can fail, or take it over from the image before (`state`). Raises StartError."""
         self.plan = plan
         self.workers = worker_count(plan.config)
         self._pid = os.getpid()
-        self._locks: list[int] = []
-        self._sockets: list[socket.socket] = []
-        self._admin: socket.socket | None = None
         self._probe: socket.socket | None = None
-        self._announced = False
+        self._awaited: list[_Awaited] = []
+        self._received: dict[int, dict[int, int]] = {}  # worker -> descriptors for its next keeper
+        self._ends: dict[int, socket.socket] = {}  # worker -> our end of the pair with its keeper
         _raise_limits()
-        try:
-            self._lock_folders()
-            self._make_memory()
-            self._make_sockets()
-        except BaseException:
-            self.close()
-            raise
+        if state is None:
+            self.held = Holdings.make(plan.config, self.workers, plan.columns, plan.entropy, plan.wall)
+        else:
+            self.held = Holdings.adopt(plan.config, state["held"], memory_layouts(self.workers, plan.config, plan.columns))
+        self.shared = self.held.shared
+        self._announced = state is not None
         self._contexts = [self._context(index) for index in range(self.workers)]
         self._children = [self._keeper(context) for context in self._contexts]
         if plan.control:
             self._children.append(Child("control", self._start_control, self._control_changed))
-
-    # ------------------------------------------------------------ what outlives a worker
-
-    def _lock_folders(self) -> None:
-        """One node per state folder and run folder: a second one would reuse keys, guards and the control socket."""
-        node = self.plan.config.node
-        for folder in dict.fromkeys((node.state_dir, node.run_dir)):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._locks.append(handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StartError(f"{folder}: another nyxd is running in this folder") from error
-
-    def _make_memory(self) -> None:
-        plan, workers = self.plan, self.workers
-        shared = [*pool_columns(workers, plan.config.limits.pool_packets), *ring_columns(workers), *seen_columns(workers)]
-        self.statistics = Memory.create("nyx-statistics", statistics_columns(workers), exclusive=True)
-        self.node = Memory.create("nyx-node", node_columns(workers), exclusive=True)
-        packets = Memory.create("nyx-packets", shared, exclusive=True)
-        own = [Memory.create(f"nyx-worker-{index}", plan.columns, exclusive=True) for index in range(workers)]
-        self.shared: Columns = {**packets.columns, **self.statistics.columns, **self.node.columns}
-        self.columns: list[Columns] = [memory.columns for memory in own]
-        for memory in (packets, *own):
-            memory.close()  # nobody else ever maps it; the mapping stays
-        row = self.shared["node"]
-        row["boot_epoch"] = int.from_bytes(plan.entropy(8), "big") >> 1 | 1
-        row["started"], row["workers"], row["supervisor"] = plan.wall, workers, os.getpid()
-
-    def _make_sockets(self) -> None:
-        config = self.plan.config
-        self._multiplier = draw_multiplier(self.plan.entropy)
-        self._boot_secret = self.plan.entropy(32)
-        self.udp = _bound(f"UDP {config.node.address} port {config.node.port}", self._bind_udp)
-        self._sockets += self.udp
-        attach_program(self.udp[0], self._multiplier, self.workers)
-        self.proxy: tuple[socket.socket, ...] = ()
-        if listen := config.proxy.listen:
-            self.proxy = (_bound(f"proxy {listen[0]} port {listen[1]}", lambda: _listen(*listen)),)
-            self._sockets += self.proxy
-        self._admin = _bound(str(config.control_socket), lambda: _listen_admin(config.control_socket))
-        channels = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self.workers)]
-        self._sockets += [end for pair in channels for end in pair]
-        for _, worker_end in channels:
-            worker_end.settimeout(0)
-        self._channels = channels
-        self._events = tuple(poller.make_event() for _ in range(self.workers))
-        self._stops = tuple(poller.make_event() for _ in range(self.workers))
-
-    def _bind_udp(self) -> list[socket.socket]:
-        node = self.plan.config.node
-        return list(bind_group(node.address, node.port, self.workers))
+        self.watch = Watch(self._children, [signal.SIGTERM, signal.SIGINT], {signal.SIGHUP: self._on_hangup})
+        table = {Order.RESTART: self._restart, Order.UPGRADE: self._upgrade}
+        self._orders = Orders(self.held.sockets["orders"][0], table)
+        self._replacement = Replacement(plan, self.held, self.watch, self._orders, self._ends, self._children)
+        self._adopted = state is not None
+        if state is not None:
+            self._adopt_children(state)
 
     # ------------------------------------------------------------ children
 
     def _context(self, index: int) -> WorkerContext:
-        plan = self.plan
+        plan, held = self.plan, self.held
         return WorkerContext(
             index=index,
             workers=self.workers,
             config=plan.config,
             keys=plan.keys,
             snapshot=plan.snapshot,
-            udp=self.udp[index],
-            proxy=self.proxy,
-            control=self._channels[index][1],
-            columns=self.columns[index],
+            udp=held.sockets["udp"][index],
+            proxy=tuple(held.sockets["proxy"]),
+            control=held.sockets["worker_ends"][index],
+            columns=held.own(index),
             shared=self.shared,
-            events=self._events,
-            stop=self._stops[index],
-            multiplier=self._multiplier,
+            events=held.events,
+            stop=held.stops[index],
+            multiplier=held.multiplier,
             boot_epoch=int(self.shared["node"]["boot_epoch"][0]),
-            boot_secret=self._boot_secret,
-            started=plan.wall,
+            boot_secret=held.boot_secret,
+            started=held.started,
             offload=plan.offload,
             entropy=plan.entropy,
         )
 
     def _keeper(self, context: WorkerContext) -> Child:
+        index = context.index
+
         def start() -> int:
+            ours, theirs = handover.make_pair()
+            received = self._received.pop(index, {})
+            self._ends[index] = ours
             pid = fork()
             if pid == 0:
-                keep(context, self.plan.main, self._pid)
+                keep(context, self.plan.main, self._pid, theirs, received)
+            theirs.close()
+            for fd in received.values():
+                os.close(fd)
             return pid
 
-        return Child(f"worker {context.index}", start, lambda _child: None)
+        return Child(f"worker {index}", start, lambda _child: None)
 
     def _start_control(self) -> int:
-        assert self._admin is not None
+        held = self.held
         given = {
-            "admin": self._admin.fileno(),
-            "workers": [control_end.fileno() for control_end, _ in self._channels],
-            "statistics": self.statistics.fd,
-            "node": self.node.fd,
+            "admin": held.sockets["admin"][0].fileno(),
+            "workers": [end.fileno() for end in held.sockets["channels"]],
+            "supervisor": held.sockets["control_end"][0].fileno(),
+            "statistics": held.readers["statistics"],
+            "node": held.readers["node"],
             "config": str(self.plan.config_file),
         }
         pid = fork()
@@ -214,31 +178,52 @@ class Supervisor:
     # ------------------------------------------------------------ life
 
     def run(self, announce: Callable[[str], None] = print) -> None:
-        """Start everybody, say READY when all run, watch until SIGTERM or SIGINT, take everything down. Raises StartError."""
+        """Start everybody, say READY when all run, watch until SIGTERM or SIGINT, take everything down. Raises StartError.
+
+        Does not return when the node starts anew under other code.
+        """
         name_process("supervisor", self.plan.config.node.alias)
         gc.collect()
         gc.freeze()
-        watch = Watch(self._children, [signal.SIGTERM, signal.SIGINT])
+        over = False
         try:
-            watch.run(lambda: self._tick(watch, announce))
+            if self._adopted:
+                self._take_over()
+            self.watch.listen(self._orders.fileno(), self._orders.on_readable)
+            over = self._watch(announce)
         finally:
-            watch.stop(STOP_GRACE)
-            self.close()
+            self.watch.stop(STOP_GRACE)
+            self.watch.close()
+            self.held.close()
+        if over:
+            self._replacement.start_over()
 
-    def _tick(self, watch: Watch, announce: Callable[[str], None]) -> float | None:
+    def _watch(self, announce: Callable[[str], None]) -> bool:
+        """Until told to stop (False) or everybody has drained and the node shall start anew (True)."""
+        try:
+            self.watch.run(lambda: self._tick(announce))
+        except Replacement.StartOver:
+            return True
+        return False
+
+    def _tick(self, announce: Callable[[str], None]) -> float | None:
+        if not self._announced:
+            self._look_at_start(announce)
+            return POLL
+        self._answer_awaited()
+        pause = self._replacement.tick()
+        return POLL if self._awaited else pause
+
+    def _look_at_start(self, announce: Callable[[str], None]) -> None:
         """Until the node has been announced: look whether all run, and give up on who cannot."""
-        if self._announced:
-            return None
         rows = self.shared["node_workers"]
         tries = {f"worker {index}": int(rows["restarts"][index]) for index in range(self.workers)}
-        for child in watch.children:
+        for child in self.watch.children:
             if max(child.restarts, tries.get(child.name, 0)) >= START_TRIES:
                 raise StartError(f"{child.name} ended {START_TRIES} times before it was ready; its messages stand above")
         if (rows["pid"] > 0).all() and (rows["ready"] == rows["pid"]).all() and self._control_answers():
             self._announced = True
             announce(self._ready_line())
-            return None
-        return START_POLL
 
     def _control_answers(self) -> bool:
         """Whether the control process serves its socket: asked anything, even nonsense, it answers a line."""
@@ -257,67 +242,85 @@ class Supervisor:
 
     def _ready_line(self) -> str:
         config = self.plan.config
-        address, port = self.udp[0].getsockname()[:2]
+        address, port = self.held.sockets["udp"][0].getsockname()[:2]
         proxy = "off" if config.proxy.listen is None else "{}:{}".format(*config.proxy.listen)
         return (
             f"READY {config.node.alias} udp={address}:{port} workers={self.workers} proxy={proxy} control={config.control_socket}"
         )
 
-    def close(self) -> None:
-        """Let everything go and remove the control socket's name."""
-        if self._admin is not None:
-            self.plan.config.control_socket.unlink(missing_ok=True)
-            self._admin.close()
-            self._admin = None
-        for sock in self._sockets:
-            sock.close()
-        for handle in self._locks:
-            os.close(handle)
-        self._locks.clear()
+    # ------------------------------------------------------------ orders
+
+    def _on_hangup(self) -> None:
+        self._orders.tell(Notice.RELOAD)
+
+    def _restart(self, order: Message) -> None:
+        """Let a worker end at its next rest; its keeper starts the next life at once."""
+        index = order.args.get("worker")
+        if type(index) is not int or not 0 <= index < self.workers:
+            raise OrderRefusedError(f"there is no worker {index!r}; this node has workers 0 to {self.workers - 1}")
+        before = int(self.shared["node_workers"]["pid"][index])
+        self._send_keeper(index, handover.RESTART)
+        self._awaited.append(_Awaited(order.id, index, before, time.monotonic() + RESTART_LIMIT))
+
+    def _send_keeper(self, index: int, what: bytes) -> None:
+        try:
+            self._ends[index].send(what)
+        except (OSError, KeyError) as error:
+            raise OrderRefusedError(f"worker {index} has no keeper now; try again") from error
+
+    def _answer_awaited(self) -> None:
+        rows, now = self.shared["node_workers"], time.monotonic()
+        for awaited in list(self._awaited):
+            pid, ready = int(rows["pid"][awaited.worker]), int(rows["ready"][awaited.worker])
+            if pid and pid == ready and pid != awaited.before:
+                self._orders.answer(awaited.order, {"pid": pid})
+            elif now > awaited.until:
+                self._orders.refuse(awaited.order, f"worker {awaited.worker} does not come up again; the node's log says why")
+            else:
+                continue
+            self._awaited.remove(awaited)
+
+    def _upgrade(self, order: Message) -> None:
+        self._replacement.begin(order)
+
+    # ------------------------------------------------------------ after an upgrade
+
+    def _adopt_children(self, state: Mapping[str, Any]) -> None:
+        """The children of the image before are ours."""
+        now = time.monotonic()
+        for child in self._children:
+            if pid := int(state["children"].get(child.name, {}).get("pid", 0)):
+                child.adopt(pid, int(state["children"][child.name]["restarts"]), now)
+        for name, fd in state["ends"].items():
+            self._ends[int(name)] = socket.socket(fileno=fd)
+            self._ends[int(name)].settimeout(handover.PATIENCE)
+            os.set_inheritable(fd, False)  # noqa: FBT003 (the standard library's form)
+
+    def _take_over(self) -> None:
+        """Worker by worker: the old keeper's descriptors go to a keeper of this code; then the control process is new."""
+        for child in self._children:
+            if child.name == "control":
+                child.replace()
+                if child.pid:
+                    os.kill(child.pid, signal.SIGTERM)
+                continue
+            index = int(child.name.split()[-1])
+            with contextlib.suppress(OSError, KeyError):
+                self._ends[index].send(handover.HAND_OVER)
+                self._received[index] = handover.receive(self._ends[index])
+            if child.pid:
+                child.wait(handover.PATIENCE)
+            child.replace()
+            child.start(time.monotonic())
+        row = self.shared["node"]
+        row["upgrades"] += 1
+        row["upgraded"] = self.plan.wall
 
 
 def _raise_limits() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys do not go into core files
-
-
-def _bound(what: str, bind: Callable[[], T]) -> T:
-    try:
-        return bind()
-    except OSError as error:
-        raise StartError(f"{what}: {error.strerror or error}") from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """The proxy's socket. Without SO_REUSEPORT: nobody can join it."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections in TIME_WAIT do not count
-        # What is accepted inherits this: killed a moment later, its worker leaves a reset behind, not an end of file.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _listen_admin(path: Path) -> socket.socket:
-    """The control socket: in a 0700 folder that is locked already, so a name found there is a dead node's."""
-    if path.is_socket():
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(sock.fileno(), PRIVATE)  # bind takes it over, so the name is never open to others
-        sock.bind(str(path))
-        path.chmod(PRIVATE)  # whatever the umask says
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _execute(plan: Plan, given: dict[str, object], parent: int) -> None:

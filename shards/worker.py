@@ -27,7 +27,7 @@ from nyx.stream.engine import Streams
 from shards.admin import Admin
 from shards.batch import Batch
 from shards.circuits import CircuitRows
-from shards.context import WorkerContext
+from shards.context import Asked, WorkerContext
 from shards.desk import CircuitDesk
 from shards.edge.edge import Edge
 from shards.edge.reasons import Reason
@@ -35,7 +35,7 @@ from shards.edge.request import Refused
 from shards.edge.table import edge_columns, live_sockets, socket_inode
 from shards.links import Links
 from shards.messages import unpack_secrets
-from shards.poller import Poller, drain, fine_timers
+from shards.poller import Poller, drain
 from shards.pool import Pool
 from shards.process import open_descriptors
 from shards.ring import Rings
@@ -54,6 +54,8 @@ from shards.udp import (
 )
 
 NEVER: Final = 1 << 62
+REST_LIMIT: Final = 2_000_000_000  # ns that openings may take, once the worker shall rest
+REST_LOOK: Final = 10_000_000  # ns between two looks at them
 SECOND: Final = 1_000_000_000
 STREAM_RING: Final = 1 << 20  # bytes of a stream and direction
 FILTER_BUCKETS: Final = 1 << 17  # replay filter: half a million cells in a generation, 4 MiB
@@ -82,8 +84,6 @@ def worker_columns(config: Config) -> list[Column]:
 
 def worker_main(context: WorkerContext) -> int:
     """One life of a worker; returns its exit code."""
-    context.stop_on_sigterm()
-    fine_timers()
     worker = Worker(context)
     context.ready()
     worker.run()
@@ -137,7 +137,7 @@ class Worker:
         self._next_second = 0
         self._next_flush = 0
         self._links_due = 0
-        self._stopping = False
+        self._rest_by = 0  # when to end, once asked to leave everything to the next life
         self._active = True  # whether streams or edges may have something to do in this turn
         self._turns = self._made = self._delivered = self._closed = 0
         self._udp_fd = self.udp.fileno()
@@ -149,17 +149,31 @@ class Worker:
         self.edge.recover(now)
         rooms = (rings, session_rows, self.links, circuit_rows, self.desk, self.edge)
         self.statistics[Counter.REPAIRS] += repaired + sum(room.repaired for room in rooms)
+        self._on_asked(now)
 
     # ------------------------------------------------------------ the loop
 
     def run(self) -> None:
-        """Turn until told to stop; then close what is open."""
-        while not self._stopping:
+        """Turn until told to stop, then close what is open; or until told to rest, then leave it to the next life."""
+        while self.context.asked is not Asked.STOP and not self._at_rest():
             self.turn()
         now = time.monotonic_ns()
-        self.edge.close(now)
-        self._transmit(now)
+        if self.context.asked is Asked.STOP:
+            self.edge.close(now)
+            self._transmit(now)
         self.batch.outbox.flush(now)
+        self._flush_statistics()
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is being opened that the next life would have to refuse, or that took too long."""
+        return bool(self._rest_by) and (not self.edge.busy or time.monotonic_ns() >= self._rest_by)
+
+    def _on_asked(self, now: int) -> None:
+        """A signal asked for something: see `shards/context.py`."""
+        if self.context.asked is Asked.REST:
+            self._rest_by = self._rest_by or now + REST_LIMIT
+        if self.context.draining or self._rest_by:
+            self.edge.rest()
 
     def turn(self) -> None:
         """One round of everything that has something to do: a relay's turn ends with its queue, and touches no stream."""
@@ -202,6 +216,8 @@ class Worker:
         if busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
         due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())
+        if self._rest_by:
+            due = min(due, time.monotonic_ns() + REST_LOOK)
         return max(0, due - time.monotonic_ns())
 
     def _on_ready(self, ready: int, now: int) -> bool:
@@ -212,7 +228,8 @@ class Worker:
         for fd in self._our.intersection(found):
             strangers -= 1
             if fd == self.context.stop:
-                self._stopping = True
+                drain(fd)
+                self._on_asked(now)
             elif fd == self.context.control.fileno():
                 self.admin.on_readable(now)
                 self._active = True
@@ -343,6 +360,7 @@ class Worker:
             (Counter.REPAIRED_POSITIONS, edge.get("positions_repaired", 0)),
         ):  # fmt: skip
             row[counter] = self._before[counter] + total
+        self.context.shared["node_workers"]["load"][self.context.index] = self.edge.live + self.desk.passing
 
 
 def _sweep(context: WorkerContext) -> int:

@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "streams": "The streams that begin or end here, and why they failed",
     "peers": "The links to other nodes",
     "stats": "Counters, errors by reason and latencies, once or live",
+    "restart": "Start a worker anew; its streams go on",
+    "upgrade": "Run the code that is installed now; streams go on",
     "config": "Check a configuration file, or show what is in force",
     "keys": "Make a node's keys, or show its node id",
     "testnet": "A whole network on this machine: up, demo, status, down",

@@ -65,7 +65,8 @@ def lines(status: dict[str, Any]) -> list[str]:
     )
     address = f"{status['address']}:{status['port']}/udp"
     found = [
-        f"node     {status['alias']}  {status['role']}  {address}  up {duration(status['uptime'])}",
+        f"node     {status['alias']}  {status['role']}  {address}  up {duration(status['uptime'])}"
+        + (f"  upgraded {status['upgrades']} x" if status["upgrades"] else ""),
         f"state    {ready}  {plural(status['links'], 'link')}, {circuits}, {plural(status['streams'], 'stream')}",
         f"proxy    {proxy}",
         f"health   {plural(len(status['warnings']), 'warning') if status['warnings'] else 'no warnings'}",

@@ -23,16 +23,14 @@ What a relay cannot know is null, what it must not tell is null too: hops are gi
 for this node's own client streams only and only where show_targets is true. Ages are seconds, times to peers milliseconds.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypedDict
 
 from nyx.errors import RemoteProtocolError
+from nyx.wire.envelope import MESSAGE_MAX, VERSION, dump, load
 
-VERSION: Final = 1
-MESSAGE_MAX: Final = 65536  # bytes of one message; far below the channel's send buffer of 208 KiB
 _ENVELOPE: Final = 256  # bytes kept free for the fields around a page of rows
 
 
@@ -163,7 +161,7 @@ class Request:
 
     def encode(self) -> bytes:
         """The message."""
-        return _dump({"v": VERSION, "id": self.id, "op": self.op.value, "args": dict(self.args)})
+        return dump({"v": VERSION, "id": self.id, "op": self.op.value, "args": dict(self.args)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,7 @@ class Answer:
     def encode(self) -> bytes:
         """The message."""
         head = {"v": VERSION, "id": self.id, "ok": self.error is None, "more": self.more}
-        return _dump({**head, "data": dict(self.data)} if self.error is None else {**head, "error": self.error})
+        return dump({**head, "data": dict(self.data)} if self.error is None else {**head, "error": self.error})
 
 
 def answer_rows(request: int, name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
@@ -186,7 +184,7 @@ def answer_rows(request: int, name: str, rows: Iterable[Mapping[str, Any]]) -> I
     page: list[Mapping[str, Any]] = []
     size = 0
     for row in rows:
-        length = len(_dump(row)) + 1
+        length = len(dump(row)) + 1
         if page and size + length > MESSAGE_MAX - _ENVELOPE:
             yield Answer(request, {name: page}, more=True).encode()
             page, size = [], 0
@@ -197,7 +195,7 @@ def answer_rows(request: int, name: str, rows: Iterable[Mapping[str, Any]]) -> I
 
 def decode_request(message: bytes) -> Request:
     """The request in a message. Raises RemoteProtocolError."""
-    value = _load(message)
+    value = load(message)
     args = value.get("args", {})
     try:
         op = Op(value.get("op", ""))
@@ -210,7 +208,7 @@ def decode_request(message: bytes) -> Request:
 
 def decode_answer(message: bytes) -> Answer:
     """The answer in a message. Raises RemoteProtocolError."""
-    value = _load(message)
+    value = load(message)
     ok, more, data, error = value.get("ok"), value.get("more", False), value.get("data", {}), value.get("error")
     if not isinstance(ok, bool) or not isinstance(more, bool) or not isinstance(data, dict):
         raise RemoteProtocolError("an answer needs ok, more and data")
@@ -219,21 +217,3 @@ def decode_answer(message: bytes) -> Answer:
     if not isinstance(error, str):
         raise RemoteProtocolError("a refusal needs its error")
     return Answer(value["id"], {}, error, more)
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _load(message: bytes) -> dict[str, Any]:
-    if len(message) > MESSAGE_MAX:
-        raise RemoteProtocolError(f"a message of {len(message)} bytes is above {MESSAGE_MAX}")
-    try:
-        value = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError("not JSON") from error
-    if not isinstance(value, dict) or value.get("v") != VERSION:
-        raise RemoteProtocolError(f"not an object of version {VERSION}")
-    if type(value.get("id")) is not int:
-        raise RemoteProtocolError("a message needs an integer id")
-    return value

@@ -18,7 +18,7 @@ from typing import Final
 
 from nyx.errors import LocalProtocolError
 from shards.edge import table as edge
-from shards.edge.contract import KIND_TCP, SECOND, OpenCircuit
+from shards.edge.contract import KIND_TCP, NEVER, SECOND, OpenCircuit
 from shards.edge.core import Core, Deadlines
 from shards.edge.greeting import Greeting, answer
 from shards.edge.pumps import MASK, prepare, reset_close, whole_close
@@ -166,7 +166,16 @@ class ClientEdge:
         if not self._paused_until:
             for fd in self._listeners:
                 self.core.epoll.unregister(fd)
-        self._paused_until = now + PAUSE
+        self._paused_until = max(self._paused_until, now + PAUSE)
+
+    def rest(self) -> None:
+        """Accept nobody more in this life: they wait in the listeners' queue."""
+        self._pause(NEVER)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request that has been read is not served or refused yet."""
+        return any(isinstance(c, Waiting | Opening) for c in self._held.values())
 
     def _resume(self) -> None:
         self._paused_until = 0
@@ -319,7 +328,7 @@ class ClientEdge:
 
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
-        return min(self._deadlines.next(), self._paused_until or self._deadlines.next())
+        return min(self._deadlines.next(), self._paused_until or NEVER)
 
     def on_timer(self, now: int) -> None:
         """Give up whoever had time enough; accept again after a pause."""

@@ -146,6 +146,20 @@ class Edge:
         """A circuit became usable: requests that wait are tried again."""
         self.client.on_circuit_ready(now)
 
+    def rest(self) -> None:
+        """Take no new client in this life."""
+        self.client.rest()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being opened that a next life would refuse."""
+        return self.client.busy or self.exit.opening > 0
+
+    @property
+    def live(self) -> int:
+        """Streams that are not free."""
+        return len(self.table.live())
+
     # ---------------------------------------------------------------- ends
 
     def _lost(self, row: int, now: int) -> None:

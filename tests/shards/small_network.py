@@ -117,7 +117,7 @@ class SmallNode:
         context: Any = SimpleNamespace(
             index=0, workers=1, config=self.config, keys=self.keys, snapshot=self.net.snapshot, udp=self.air,
             proxy=("listening",) if self.proxy else (), columns=columns, shared=shared, multiplier=self.multiplier, boot_epoch=77,
-            started=self.started, entropy=self.entropy,
+            started=self.started, entropy=self.entropy, draining=False,
         )  # fmt: skip
         self.context: Any = context
         sessions, circuits = session_table(columns, self.secret), circuit_table(columns, self.secret)

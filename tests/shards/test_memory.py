@@ -51,11 +51,12 @@ def test_the_size_is_sealed() -> None:
             os.ftruncate(memory.fd, size)
 
 
-def test_exclusive_memory_can_be_read_by_others_only() -> None:
-    memory = Memory.create("nyx-test", LAYOUT, exclusive=True)
+def test_a_reader_can_be_mapped_for_reading_only() -> None:
+    memory = Memory.create("nyx-test", LAYOUT)
+    handle = memory.open_reader()
     with pytest.raises(PermissionError):
-        Memory.attach(memory.fd, LAYOUT)
-    reader = Memory.attach(memory.fd, LAYOUT, writable=False)
+        Memory.attach(handle, LAYOUT)
+    reader = Memory.attach(handle, LAYOUT, writable=False)
     memory.columns["words"][2] = 9
     assert reader.columns["words"][2] == 9
     with pytest.raises(ValueError, match="read-only"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nyx.errors import RemoteProtocolError
-from nyx.wire import admin
+from nyx.wire import admin, envelope
 
 IDS = st.integers(0, 2**53)
 JSON_VALUES = st.recursive(
@@ -38,7 +38,7 @@ def test_rows_are_cut_into_messages_of_bounded_size_and_lose_nothing(count, widt
     answers = [admin.decode_answer(m) for m in messages]
     assert [row for a in answers for row in a.data["rows"]] == rows
     assert [a.more for a in answers] == [True] * (len(answers) - 1) + [False]
-    assert max(map(len, messages)) <= admin.MESSAGE_MAX
+    assert max(map(len, messages)) <= envelope.MESSAGE_MAX
 
 
 @given(st.binary(max_size=200))
@@ -77,6 +77,6 @@ def test_an_answer_with_one_wrong_field_is_refused(change):
 
 
 def test_a_message_above_the_bound_and_a_deep_one_are_refused():
-    for message in (b" " * (admin.MESSAGE_MAX + 1), b"[" * 60000):
+    for message in (b" " * (envelope.MESSAGE_MAX + 1), b"[" * 60000):
         with pytest.raises(RemoteProtocolError):
             admin.decode_request(message)
