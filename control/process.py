@@ -28,12 +28,13 @@ from typing import Any, Final
 
 from setproctitle import setproctitle
 
-from control import observe, server
+from control import logs, observe, server
 from control.channel import Channel, Supervisor
 from control.pages import Pages
 from control.service import Service
 from nyx.config import Config, load
 from nyx.errors import ConfigError, NyxError
+from nyx.logline import Style
 
 VARIABLE: Final = "NYX_CONTROL_FDS"
 EXIT_CONFIG: Final = 78
@@ -44,10 +45,11 @@ _log: Final = logging.getLogger("nyxd.control")
 
 def main() -> int:
     """Run until SIGTERM, SIGINT or the supervisor's death; the exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="control: %(levelname)s %(message)s")
+    logs.configure(Style())
     try:
         inherited = parse(os.environ.pop(VARIABLE, ""))
         config = load(Path(inherited["config"]), environ=os.environ)
+        logs.configure(config.log)
         pages = Pages(_descriptor(inherited["statistics"]), _descriptor(inherited["node"]), len(inherited["workers"]))
         if not _tie_to_parent(pages):
             return 0

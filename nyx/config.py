@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nyx.errors import ConfigError
+from nyx.logline import FORMATS, LEVELS, Style
 from nyx.path.policy import RULES_MAX, parse_rule
 from nyx.toml import key_lines
 
@@ -113,6 +114,7 @@ class Config:
     limits: LimitsConfig
     suite: SuiteConfig
     metrics: MetricsConfig
+    log: Style
     origins: Mapping[str, str]
 
     @property
@@ -328,6 +330,9 @@ KEYS: Final[tuple[Key, ...]] = (
         default=False,
         about="metrics on other than loopback addresses, readable by all who reach them",
     ),
+    Key("log.format", _choice(*FORMATS), "text", "text, json (an object a line) or journald (its own fields)", "text"),
+    Key("log.level", _choice(*LEVELS), "info", "debug, info, warning or error", "text"),
+    Key("log.scrub", _boolean, default=True, about="take addresses, host names, node ids and keys out of the log"),
 )
 
 _BY_NAME: Final = {key.name: key for key in KEYS}
@@ -389,6 +394,7 @@ class _Loader:
             LimitsConfig(**groups["limits"]),
             SuiteConfig(**groups["suite"]),
             MetricsConfig(**groups["metrics"]),
+            Style(**groups["log"]),
             {key.name: self.raw[key.name][1] if key.name in self.raw else "built in" for key in KEYS},
         )
 

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
@@ -36,6 +35,7 @@ from shards.process import (
     open_descriptors,
     refuse_new_code,
 )
+from shards.say import say_exception, speak_as
 
 Main = Callable[[WorkerContext], int]
 
@@ -59,10 +59,11 @@ def keep(
     try:
         die_with(parent)
         name_process(f"keeper {context.index}", context.config.node.alias)
+        speak_as(f"keeper {context.index}")
         _Keeper(context, main, end, dict(received or {})).run()
         code = 0
     except BaseException:  # noqa: BLE001 (the last frame of a forked process: whatever it is, it must not reach the parent's code)
-        traceback.print_exc()
+        say_exception("this keeper ends by a bug")
     finally:
         os._exit(code)
 
@@ -149,6 +150,7 @@ def _live(context: WorkerContext, main: Main, keeper: int) -> NoReturn:
         default_signals()
         context.listen_to_signals()
         name_process(f"worker {context.index}", context.config.node.alias)
+        speak_as(f"worker {context.index}")
         faulthandler.enable()
         fine_timers()
         if context.config.workers.pin:
@@ -160,7 +162,7 @@ def _live(context: WorkerContext, main: Main, keeper: int) -> NoReturn:
             refuse_new_code()
         code = main(context)
     except BaseException:  # noqa: BLE001 (as above)
-        traceback.print_exc()
+        say_exception("this worker ends by a bug")
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -21,6 +21,7 @@ from nyx.crypto.keys import StaticKeys
 from nyx.errors import ConfigError, NyxError
 from nyx.files import private_folder
 from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
+from shards import say
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 SYSTEM_FILE: Final = Path("/etc/nyx/nyx.toml")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
         return EXIT_CONFIG
     except (NyxError, OSError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"nyxd: {error}\n")
+        say.fail(str(error))
         return 1
 
 
@@ -103,7 +104,8 @@ def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: boo
     from shards.upgrade import take_state
     from shards.worker import worker_columns, worker_main
 
-    prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
+    say.configure(checked.config.log)
+    prepare(lambda text: say.say("info", text))
     plan = Plan(
         config=checked.config,
         config_file=file.absolute(),

@@ -21,7 +21,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from shards.keeper import Main, keep
 from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch, default_signals, die_with, fork, name_process, package_environment
 from shards.replacement import Replacement
+from shards.say import say, speak_as
 
 WORKERS_MOST: Final = 4
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
@@ -183,6 +183,7 @@ class Supervisor:
         Does not return when the node starts anew under other code.
         """
         name_process("supervisor", self.plan.config.node.alias)
+        speak_as("supervisor")
         gc.collect()
         gc.freeze()
         over = False
@@ -335,6 +336,6 @@ def _execute(plan: Plan, given: dict[str, object], parent: int) -> None:
         own = {"NYX_KERNELS": "plain", "NYX_CONTROL_FDS": json.dumps(given)}
         os.execve(plan.control[0], list(plan.control), package_environment() | settings | own)  # noqa: S606 (a list of arguments, no shell)
     except BaseException as error:  # noqa: BLE001 (the last frame of a forked process)
-        sys.stderr.write(f"nyxd: control process: {error}\n")
+        say("error", f"the control process cannot be started: {error}")
     finally:
         os._exit(1)
