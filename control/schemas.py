@@ -296,6 +296,15 @@ class Keys(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class MonitoringFile(Document):
+    """A file that another program wants."""
+
+    SCHEMA: ClassVar[str] = "nyx.monitoring-file"
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class TestnetNode:
     """One node of a test network."""
 
@@ -357,7 +366,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     cls.SCHEMA: cls
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, Paths, Version,
-        Keys, Testnet, Demo, Schemas, Error,
+        Keys, Testnet, Demo, Schemas, MonitoringFile, Error,
     )
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "stats": "Counters, errors by reason and latencies, once or live",
     "restart": "Start a worker anew; its streams go on",
     "upgrade": "Run the code that is installed now; streams go on",
+    "monitoring": "Rules for Prometheus and a dashboard for Grafana",
     "config": "Check a configuration file, or show what is in force",
     "keys": "Make a node's keys, or show its node id",
     "testnet": "A whole network on this machine: up, demo, status, down",
