@@ -27,6 +27,9 @@ from nyx.stats import (
 _MAGIC: Final = b"nyx memory 1\n"  # shards/memory.py writes it
 
 
+_LIFE: Final = ("pid", "restarts", "keeper", "still", "stopped", "unborn")
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerLife:
     """What the supervisor knows of a worker; a pid of 0 means that it is not running."""
@@ -34,6 +37,9 @@ class WorkerLife:
     pid: int
     restarts: int
     keeper: int = 0
+    still: int = 0  # seconds for which its loop has not turned
+    stopped: int = 0  # STOPPED_* of nyx.stats
+    unborn: int = 0  # errno with which the system refused its last birth
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Processes:
     control: int
     control_restarts: int
     upgrades: int
+    pulse: int  # monotonic ns of the supervisor's last look; 0: none yet
     workers: tuple[WorkerLife, ...]
 
 
@@ -83,7 +90,8 @@ class Pages:
             control=int(node["control"]),
             control_restarts=int(node["control_restarts"]),
             upgrades=int(node["upgrades"]),
-            workers=tuple(WorkerLife(int(w["pid"]), int(w["restarts"]), int(w["keeper"])) for w in workers),
+            pulse=int(node["pulse"]),
+            workers=tuple(WorkerLife(*(int(w[field]) for field in _LIFE)) for w in workers),
         )
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from control import schemas
+from control import health, schemas
 from control.channel import RESTART_DEADLINE, UPGRADE_DEADLINE, Channel, Supervisor, WorkerRefusedError, WorkerSilentError
 from control.pages import Pages, Processes
 from control.wire import Refusal
@@ -74,7 +74,7 @@ class Service:
         stages = [str(data.get("stage")) for data in answers.values()] + [Stage.STARTING] * len(silent)
         stage = min((s if s in _ORDER else str(Stage.STARTING) for s in stages), key=_ORDER.index, default=str(Stage.STARTING))
         node, listen = self._config.node, self._config.proxy.listen
-        warnings = [f"worker {worker} does not answer" for worker in silent]
+        warnings = health.warnings(table, silent, time.monotonic_ns())
         warnings += [str(text) for data in answers.values() for text in data.get("warnings", [])]
         warnings += [text for notice in self.notices if (text := notice())]
 

@@ -31,6 +31,7 @@ class NodeConfig:
     role: str
     address: str
     port: int
+    receive_buffer: int  # KiB of each UDP socket asked of the kernel, which grants what net.core.rmem_max allows
     state_dir: Path
     run_dir: Path
 
@@ -299,6 +300,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("node.role", _choice("client", "relay", "exit"), "client", "client, relay or exit", "text"),
     Key("node.address", _address, "0.0.0.0", "address of the UDP sockets", "text"),
     Key("node.port", _integer(PORT_FIRST, PORT_LAST), PORT_FIRST, "UDP port"),
+    Key("node.receive_buffer", _integer(64, 65536), 4096, "KiB of each worker's UDP buffers asked of the kernel"),
     Key("node.state_dir", _path, _state_default, "keys, guards and the pinned directory", "text"),
     Key("node.run_dir", _path, _run_default, "folder of the control socket", "text"),
     Key("workers.count", _count, "auto", 'data-plane processes, 1 to 4, or "auto": one a core'),

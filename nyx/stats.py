@@ -70,7 +70,7 @@ UNITS: Final[dict[str, str]] = {
 REFUSALS: Final[tuple[str, ...]] = (
     "bad_request", "not_connect", "address_form", "bad_name", "no_method", "slow_client", "no_circuit", "circuit_lost", "busy",
     "policy", "network_unreachable", "host_unreachable", "not_resolved", "connection_refused", "timeout", "exit_failed",
-    "target_reset", "cancelled", "restarted", "shutdown", "stopped", "too_large",
+    "target_reset", "cancelled", "restarted", "shutdown", "stopped", "too_large", "no_descriptor",
 )  # fmt: skip
 
 COUNTERS: Final[tuple[str, ...]] = (
@@ -193,6 +193,8 @@ NODE: Final[np.dtype[Any]] = np.dtype(
         ("control_restarts", np.int64),
         ("upgrades", np.int64),  # times the supervisor has replaced its code
         ("upgraded", np.int64),  # Unix seconds of the last time
+        ("pulse", np.int64),  # monotonic ns of the supervisor's last look at the others
+        ("clock", np.int64),  # ns by which the wall clock was ahead of the time since boot when the supervisor started
     ],
     align=True,
 )
@@ -205,9 +207,16 @@ NODE_WORKER: Final[np.dtype[Any]] = np.dtype(
         ("ready", np.int64),  # pid of the life that reported its loop running: ready when equal to pid
         ("killed_by", np.int64),  # signal that ended the last life, or 256 + its exit code; 0: none yet
         ("load", np.int64),  # streams at this end and circuits of others: what an end of the worker would end
+        ("still", np.int64),  # seconds for which its loop has not turned, as the supervisor counts; 0: it turns
+        ("stopped", np.int64),  # STOPPED_*: which of its processes a signal stopped
+        ("unborn", np.int64),  # errno with which the system refused its last birth; 0: none
     ],
     align=True,
 )
+
+
+STOPPED_WORKER: Final = 1  # bits of node_workers.stopped
+STOPPED_KEEPER: Final = 2
 
 
 def node_columns(workers: int) -> list[Column]:

@@ -75,7 +75,7 @@ class Admin:
         clients = worker.desk.clients
         ready = clients.ready if clients else 0
         stage = "ready" if clients is None or ready else "circuits" if worker.links.count_up else "links"
-        warnings = [clients.warning] if clients and clients.warning and not ready else []
+        warnings = [*worker.checkup.warnings, *([clients.warning] if clients and clients.warning and not ready else [])]
         return {
             "worker": worker.context.index,
             "pid": os.getpid(),

@@ -48,7 +48,7 @@ class WorkerContext:
     multiplier: int  # of steering, secret
     boot_epoch: int
     boot_secret: bytes  # 32 random bytes of this boot, the same in every life and worker: keys of filters and tables
-    started: int  # Unix seconds of the supervisor's start
+    started: int  # Unix seconds of the supervisor's start, by the clock as it is set now
     offload: bool  # whether UDP may use segmentation offload
     entropy: Entropy
     life: int = 0  # 0, then counted up by each restart

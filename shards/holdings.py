@@ -9,21 +9,23 @@ Roles: the supervisor makes all of it before it starts anybody, and passes it to
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from nyx.columns import Column, Columns, layout_digest
+from nyx.columns import Column, Columns, layout_digest, offsets
 from nyx.config import Config
 from nyx.errors import InternalError, NyxError
 from nyx.files import PRIVATE
 from nyx.onion.seen import seen_columns
 from nyx.stats import node_columns, statistics_columns
 from shards import poller
+from shards.clock import ahead
 from shards.memory import Memory
 from shards.pool import pool_columns
 from shards.ring import ring_columns
@@ -76,7 +78,8 @@ class Holdings:
         held = cls(config)
         try:
             held._lock_folders()
-            held._make_memory(workers, own)
+            with _named_shortage(own, workers):
+                held._make_memory(workers, own)
             held._draw(entropy, wall, workers)
             held._make_sockets(workers)
         except BaseException:
@@ -107,6 +110,7 @@ class Holdings:
         row = self.shared["node"]
         row["boot_epoch"] = int.from_bytes(entropy(8), "big") >> 1 | 1
         row["started"], row["workers"], row["supervisor"] = wall, workers, os.getpid()
+        row["clock"] = ahead()
 
     def _make_sockets(self, workers: int) -> None:
         node, sockets = self.config.node, self.sockets
@@ -196,6 +200,18 @@ class Holdings:
         self.locks.clear()
         self.readers.clear()
         self.events = self.stops = ()
+
+
+@contextlib.contextmanager
+def _named_shortage(own: Sequence[Column], workers: int) -> Iterator[None]:
+    """Memory that cannot be had, in words."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        size = offsets(own)[1] * workers >> 20
+        why = getattr(error, "strerror", None) or os.strerror(errno.ENOMEM)
+        advice = "lower limits.* or workers.count, or allow this node more"
+        raise StartError(f"{size} MiB of memory for the workers' tables: {why}; {advice}") from error
 
 
 def _bound(what: str, bind: Callable[[], T]) -> T:

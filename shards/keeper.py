@@ -14,7 +14,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
@@ -22,6 +21,7 @@ from typing import Any, Final, NoReturn
 from nyx.kernel import PLAIN
 from shards import handover
 from shards.context import WorkerContext
+from shards.health import Conditions, birth_condition
 from shards.memory import keep_from_swap
 from shards.poller import fine_timers
 from shards.process import (
@@ -81,6 +81,7 @@ class _Keeper:
         self._row: Any = context.shared["node_workers"][context.index : context.index + 1]
         context.life = int(self._row["restarts"][0]) + 1 if self._row["keeper"][0] else 0
         self._row["keeper"] = os.getpid()
+        self._conditions = Conditions()
         self._worker = Child("worker", self._start, self._changed)
         self._watch = Watch([self._worker], [signal.SIGTERM])
         self._watch.listen(self._end.fileno(), self._on_order)
@@ -103,8 +104,11 @@ class _Keeper:
         return pid
 
     def _changed(self, child: Child) -> None:
-        self._row["pid"] = child.pid
+        self._row["pid"], self._row["unborn"] = child.pid, child.refused
+        self._conditions.judge("birth", birth_condition(f"worker {self._context.index}", child.refused))
         self._kill_at = 0.0
+        if child.refused:
+            return
         if child.pid:
             self._row["restarts"] = self._context.life
             self._context.life += 1
@@ -164,5 +168,4 @@ def _live(context: WorkerContext, main: Main, keeper: int) -> NoReturn:
     except BaseException:  # noqa: BLE001 (as above)
         say_exception("this worker ends by a bug")
     finally:
-        sys.stderr.flush()
         os._exit(code)

@@ -517,6 +517,17 @@ class Links:
         for node in [node for node, until in self._wait_until.items() if now >= until]:
             self._resolve(node, None)
 
+    def excuse(self, now: int) -> None:
+        """We stood still ourselves: every neighbour has time anew to be heard, and is asked whether it is there."""
+        for link in list(self._by_tag.values()):
+            own = self._own(link)
+            if link.state is LinkState.UP and own:
+                link.created = now
+                self._ask(link, min(int(self._rows.sessions[row]["index"]) for row in own))
+
+    def _ask(self, link: Link, index: int) -> None:
+        self._send_frames(link, index, [Ping(int.from_bytes(self._entropy(8), "big"))])
+
     def _give_up(self, link: Link, now: int) -> None:
         """The exchange took too long. Whoever has shown no key may have lied about his address: he hears nothing."""
         session = link.sessions.get((0, 0))
@@ -549,7 +560,7 @@ class Links:
         channel = link.channels.get((link.sending, index))
         unheard = last_out - last_in > UNHEARD and channel is not None and not channel.waiting
         if unheard or now - last_out > KEEP_ALIVE:
-            self._send_frames(link, index, [Ping(int.from_bytes(self._entropy(8), "big"))])
+            self._ask(link, index)
 
     def close(self, link: Link, code: ErrorCode, now: int) -> None:
         """End a link with a CLOSE frame."""

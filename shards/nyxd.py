@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NyxError, OSError, subprocess.CalledProcessError) as error:
         say.fail(str(error))
         return 1
+    except (MemoryError, ImportError) as error:  # a library that finds no memory for itself says one or the other
+        sys.stderr.write(f"nyxd: no memory to start ({str(error) or 'none left'}): allow this node more (ulimit -v)\n")
+        return 1
 
 
 def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:

@@ -8,6 +8,7 @@ Source: Linux clone(2), prctl(2), sigwaitinfo(2), signalfd(2).
 
 import contextlib
 import ctypes
+import errno
 import math
 import os
 import platform
@@ -139,6 +140,7 @@ class Child:
         self.restarts = -1  # births - 1
         self.status = 0  # wait status of the last life
         self.due = 0.0  # monotonic seconds from which it may start
+        self.refused = 0  # errno with which the system refused the last birth; 0: it did not
         self._start = start
         self._changed = changed
         self._born = 0.0
@@ -148,9 +150,12 @@ class Child:
         """Give birth to the next life; where the system has no room for a process, try again later."""
         try:
             pid = self._start()
-        except OSError:
+        except OSError as error:
             self.due = now + DELAY_MOST
+            self.refused = error.errno or errno.EAGAIN
+            self._changed(self)
             return
+        self.refused = 0
         self._born = now
         self.restarts += 1
         self.pid = pid

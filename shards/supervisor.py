@@ -34,15 +34,19 @@ from nyx.path.directory import Snapshot
 from nyx.wire.orders import Message, Notice, Order
 from shards import handover
 from shards.context import Entropy, WorkerContext
+from shards.health import Conditions, birth_condition
 from shards.holdings import Holdings, StartError, memory_layouts
 from shards.keeper import Main, keep
 from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch, default_signals, die_with, fork, name_process, package_environment
+from shards.pulse import Pulse
 from shards.replacement import Replacement
 from shards.say import say, speak_as
 
 WORKERS_MOST: Final = 4
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
+DESCRIPTORS_LEAST: Final = 64  # a node that has fewer cannot serve: what Python, the files and sixteen connections take,
+DESCRIPTORS_EACH: Final = 8  # and what a worker takes
 START_TRIES: Final = 5  # lives of a process that never got ready, before the start is given up
 POLL: Final = 0.01  # seconds, while something is awaited
 STOP_GRACE: Final = 6.0  # more than the keepers give their workers
@@ -95,13 +99,15 @@ class Supervisor:
         self._awaited: list[_Awaited] = []
         self._received: dict[int, dict[int, int]] = {}  # worker -> descriptors for its next keeper
         self._ends: dict[int, socket.socket] = {}  # worker -> our end of the pair with its keeper
-        _raise_limits()
+        _raise_limits(DESCRIPTORS_LEAST + DESCRIPTORS_EACH * self.workers)
         if state is None:
             self.held = Holdings.make(plan.config, self.workers, plan.columns, plan.entropy, plan.wall)
         else:
             self.held = Holdings.adopt(plan.config, state["held"], memory_layouts(self.workers, plan.config, plan.columns))
         self.shared = self.held.shared
         self._announced = state is not None
+        self._pulse = Pulse(self.shared, self.workers)
+        self._births = Conditions()
         self._contexts = [self._context(index) for index in range(self.workers)]
         self._children = [self._keeper(context) for context in self._contexts]
         if plan.control:
@@ -212,12 +218,25 @@ class Supervisor:
             self._look_at_start(announce)
             return POLL
         self._answer_awaited()
-        pause = self._replacement.tick()
-        return POLL if self._awaited else pause
+        pauses = (self._replacement.tick(), POLL if self._awaited else None, self._look_at_family())
+        return min(pause for pause in pauses if pause is not None)
+
+    def _look_at_family(self) -> float:
+        """Name who stands still or cannot be born; returns in how many seconds to look again."""
+        for place, child in enumerate(self._children):
+            self._births.judge(child.name, birth_condition(child.name, child.refused))
+            if child.refused and place < self.workers:
+                self.shared["node_workers"]["unborn"][place] = child.refused  # its keeper is not there to say so
+        return self._pulse.beat()
 
     def _look_at_start(self, announce: Callable[[str], None]) -> None:
         """Until the node has been announced: look whether all run, and give up on who cannot."""
         rows = self.shared["node_workers"]
+        refused = [(child.name, child.refused) for child in self._children]
+        refused += [(f"worker {index}", int(rows["unborn"][index])) for index in range(self.workers)]
+        for name, number in refused:
+            if number:
+                raise StartError(birth_condition(name, number))
         tries = {f"worker {index}": int(rows["restarts"][index]) for index in range(self.workers)}
         for child in self.watch.children:
             if max(child.restarts, tries.get(child.name, 0)) >= START_TRIES:
@@ -318,8 +337,10 @@ class Supervisor:
         row["upgraded"] = self.plan.wall
 
 
-def _raise_limits() -> None:
+def _raise_limits(needed: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < needed:
+        raise StartError(f"{hard} open files are allowed here, this node needs {needed}: raise the limit (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # keys do not go into core files
 

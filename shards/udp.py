@@ -343,7 +343,7 @@ class Udp:
     `receive_buffer` is what the kernel really gave, in bytes. `counters` is indexed by the constants above.
     """
 
-    def __init__(self, sock: socket.socket, pool: Pool, *, offload: bool = True) -> None:
+    def __init__(self, sock: socket.socket, pool: Pool, *, offload: bool = True, buffer: int = BUFFER_ASKED) -> None:
         self.socket = sock
         self.pool = pool
         sock.settimeout(0)
@@ -352,7 +352,7 @@ class Udp:
         if not offload:
             _try(sock, _SOL_UDP, _UDP_GRO, 0)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            _try(sock, socket.SOL_SOCKET, option, BUFFER_ASKED)
+            _try(sock, socket.SOL_SOCKET, option, buffer)
         self.receive_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         _try(sock, socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if sock.family == socket.AF_INET6:

@@ -26,6 +26,7 @@ from nyx.stream.columns import stream_columns
 from nyx.stream.engine import Streams
 from shards.admin import Admin
 from shards.batch import Batch
+from shards.checkup import ASLEEP, Checkup
 from shards.circuits import CircuitRows
 from shards.context import Asked, WorkerContext
 from shards.desk import CircuitDesk
@@ -101,7 +102,8 @@ class Worker:
         secret = int.from_bytes(context.boot_secret[:8], "big")
         rings = Rings(context.shared, context.index, context.workers, context.events)
         self.pool = Pool(context.shared, context.index, context.workers, rings.in_use())
-        self.udp = Udp(context.udp, self.pool, offload=context.offload)
+        buffer = config.node.receive_buffer << 10
+        self.udp = Udp(context.udp, self.pool, offload=context.offload, buffer=buffer)
         self.statistics = statistics_row(context.shared["statistics"], context.index)
         self._opening = latency_histogram(context.shared["latencies"], context.index, Latency.STREAM_OPEN)
         self._before = self.statistics.copy()  # what earlier lives counted
@@ -131,9 +133,11 @@ class Worker:
         )  # fmt: skip
         self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
         self.links.circuits = self.desk
+        self.checkup = Checkup(context, self.udp.receive_buffer, lambda: self.edge.core.counters["no_descriptor"])
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
         self._connections: NDArray[np.int64] = np.zeros(BATCH, np.int64)
+        self._last_turn = now
         self._next_second = 0
         self._next_flush = 0
         self._links_due = 0
@@ -195,11 +199,21 @@ class Worker:
             self._events(now)
             self.edge.pump(now)
             self._active = True
+        if now - self._last_turn > ASLEEP:
+            self._woke(now)
+        self._last_turn = now
         self._timers(now)
         if self._active or self.streams.pending:
             self._transmit(now)
         self._send(now)
         self._turns += 1
+
+    def _woke(self, now: int) -> None:
+        """The loop stood still (SIGSTOP): after the packets that waited were read, nobody is blamed for silence in that time."""
+        slept = now - self._last_turn
+        self.checkup.woke(slept)
+        self.streams.excuse(slept, now)
+        self.links.excuse(now)
 
     def _from_others(self, now: int) -> None:
         """Packets that other workers received for this one, and what they say."""
@@ -331,6 +345,7 @@ class Worker:
             if now >= self._next_second:
                 self._next_second = now + SECOND // 4
                 self.links.on_timer(now, wall)
+                self.checkup.look(now)
             self.desk.on_timer(now, wall)
             self._links_due = 0
             self._active = True

@@ -42,6 +42,8 @@ def _plan_options(function: F) -> F:
         )
     ):
         function = click.option(name, type=int, default=default, show_default=True, help=text)(function)
+    setting = "A setting of every node, over its file; may be given again."
+    function = click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=setting)(function)
     text = "TCP port of the first node's metrics, the others' follow; without it there are none."
     return _dir_option(click.option("--metrics-port", type=int, help=text)(function))
 

@@ -59,6 +59,7 @@ def _up(plan: Plan, say: Say, until: float) -> Testnet:
         "hops": plan.hops,
         "proxy": f"{HOST}:{plan.proxy_port}",
         "web": None,
+        "settings": list(plan.settings),
         "nodes": [_entry(plan, member) for member in plan.members],
     }
     try:
@@ -227,7 +228,8 @@ def _taken(kind: socket.SocketKind, port: int) -> bool:
 
 
 def _start(folder: Path, record: dict[str, Any], entry: dict[str, Any]) -> processes.Child:
-    command = [*NODE, "--config", entry["config"]]
+    settings = [part for text in record["settings"] for part in ("--set", text)]
+    command = [*NODE, "--config", entry["config"], *settings]
     with processes.uninterrupted():
         child = processes.start(command, Path(entry["log"]), node_environment())
         entry["pid"], entry["start"] = child.identity

@@ -46,6 +46,7 @@ class Plan:
     base_port: int = PORT_FIRST
     proxy_port: int = 9750
     metrics_port: int | None = None
+    settings: tuple[str, ...] = ()  # "KEY=VALUE" of all nodes, over their configuration files
 
     def __post_init__(self) -> None:
         last = self.base_port + self.relays + self.clients - 1
@@ -66,6 +67,7 @@ class Plan:
             wrong.append(f"--proxy-port {self.proxy_port}: must be 1 to {65535 - len(CLIENTS)}")
         if self.metrics_port is not None and not 1 <= self.metrics_port <= 65536 - self.relays - self.clients:
             wrong.append(f"--metrics-port {self.metrics_port}: must be 1 to {65536 - self.relays - self.clients}")
+        wrong += [f"--set {text}: is not KEY=VALUE, like path.circuits_ahead=4" for text in self.settings if "=" not in text]
         socket = node_folder(self.folder, "relay-99") / "run" / "control.sock"
         if len(str(socket).encode()) > SOCKET_PATH_MAX:
             wrong.append(

@@ -69,6 +69,11 @@ class BuildReplay:
         return False
 
     def _sweep(self, wall: int) -> None:
+        if wall < self._swept:  # the clock was set back: what was forgotten by the time before counts again
+            self._swept = wall
+            self._read = [0] * len(self._logs)
+            for worker in range(len(self._logs)):
+                self._follow(worker)
         if wall - self._swept >= KEPT:
             self._swept = wall
             self._until = {key: until for key, until in self._until.items() if until >= wall}

@@ -124,6 +124,12 @@ class Streams:
         desk[DESK_ROWS], desk[DESK_LINKS] = address_of(self.streams), address_of(self.connections)
         self.rebuild(0)
 
+    def excuse(self, slept: int, now: int) -> None:
+        """We stood still for `slept` ns: the peers' silence in that time is ours. What has come since then counts as it came."""
+        live = self.connections["state"] == LIVE
+        for name in ("last_in", "progress_at"):
+            self.connections[name][live] = np.minimum(self.connections[name][live] + slept, now)
+
     def rebuild(self, now: int) -> int:
         """Make derived state anew; the first call of a worker's life. Returns how many streams live on."""
         self._now = max(self._now, now)

@@ -5,11 +5,15 @@
                   +----- refused, too slow, no circuit, answer != 0 -----> Lingering (reply sent, rest read) -> closed
 
 A client in the first three states costs a fixed amount of memory and is gone at its deadline; nothing of its stream is read
-beyond what came with the request. Lingering exists because closing a socket with unread bytes resets it, and a reset may
+beyond what came with the request. One descriptor is kept in reserve: where the process has no other left, clients are accepted
+with it one after the other, told so, and closed.
+
+Lingering exists because closing a socket with unread bytes resets it, and a reset may
 overtake the reply. Fail closed: there is no way from here to a target but a circuit, and names are passed on as they came.
 """
 
 import contextlib
+import os
 import select
 import socket
 from collections.abc import Sequence
@@ -19,7 +23,7 @@ from typing import Final
 from nyx.errors import LocalProtocolError
 from shards.edge import table as edge
 from shards.edge.contract import KIND_TCP, NEVER, SECOND, OpenCircuit
-from shards.edge.core import Core, Deadlines
+from shards.edge.core import NO_DESCRIPTOR, Core, Deadlines
 from shards.edge.greeting import Greeting, answer
 from shards.edge.pumps import MASK, prepare, reset_close, whole_close
 from shards.edge.reasons import Reason, reason_of_reply
@@ -33,6 +37,7 @@ LINGER_TIME: Final = 2 * SECOND
 EVICTION_AGE: Final = SECOND  # a greeting older than this may lose its place to a new client
 PAUSE: Final = SECOND // 10  # how long accepting rests when descriptors or places are used up
 CHUNK: Final = 4096
+SCARCE_TIME: Final = SECOND // 2  # for a client on the reserved descriptor to ask, and again to read its refusal
 LINGER_BYTES: Final = 1 << 16  # read and thrown away after a refusal
 
 _DEAD: Final = select.EPOLLHUP | select.EPOLLERR
@@ -45,6 +50,7 @@ class Greeter:
     sock: socket.socket
     since: int
     greeting: Greeting = field(default_factory=Greeting)
+    scarce: bool = False  # on the reserved descriptor: its request is refused
 
 
 @dataclass(slots=True)
@@ -92,6 +98,8 @@ class ClientEdge:
         self._fd_of_row: dict[int, int] = {}
         self._deadlines = Deadlines()
         self._paused_until = 0
+        self._reserve = -1
+        self._keep_reserve()
         for fd in self._listeners:
             core.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
@@ -134,8 +142,10 @@ class ClientEdge:
                 return
             except ConnectionError:
                 continue
-            except OSError:  # out of descriptors or memory: nobody is refused, they wait in the listener's queue
+            except OSError as error:
                 self.core.counters["accept_failed"] += 1
+                if error.errno in NO_DESCRIPTOR:
+                    self._accept_scarce(listener, now)
                 self._pause(now)
                 return
             if full:
@@ -143,7 +153,24 @@ class ClientEdge:
                 self._close(slow, reset=True)
             self._admit(sock, now)
 
-    def _admit(self, sock: socket.socket, now: int) -> None:
+    def _keep_reserve(self) -> None:
+        """Hold a descriptor for the time when there is no other, if one can be had."""
+        if self._reserve < 0 and self._listeners:
+            with contextlib.suppress(OSError):
+                self._reserve = os.dup(next(iter(self._listeners)))
+
+    def _accept_scarce(self, listener: socket.socket, now: int) -> None:
+        """Accept one client to say that there are no descriptors; the others wait in the queue while the reserve is in use."""
+        self.core.counters["no_descriptor"] += 1
+        if self._reserve < 0:
+            return
+        os.close(self._reserve)
+        self._reserve = -1
+        with contextlib.suppress(OSError):
+            sock, _peer = listener.accept()
+            self._admit(sock, now, scarce=True)
+
+    def _admit(self, sock: socket.socket, now: int, *, scarce: bool = False) -> None:
         fd = sock.fileno()
         try:
             prepare(sock)
@@ -153,7 +180,7 @@ class ClientEdge:
         self.core.table.hold(fd)
         self.core.epoll.register(fd, MASK)
         self.core.counters["accepted"] += 1
-        self._become(fd, Greeter(sock, now), now + GREETING_TIME)
+        self._become(fd, Greeter(sock, now, scarce=scarce), now + (SCARCE_TIME if scarce else GREETING_TIME))
 
     def _slowest(self, now: int) -> int:
         """Who gives way to a new client when all places are taken, or -1: honest greetings take milliseconds."""
@@ -179,6 +206,7 @@ class ClientEdge:
 
     def _resume(self) -> None:
         self._paused_until = 0
+        self._keep_reserve()
         for fd in self._listeners:  # EPOLLEXCLUSIVE cannot be modified, only registered anew
             self.core.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
@@ -206,6 +234,8 @@ class ClientEdge:
             self.core.refused(greeting.result.reason)
             self.core.note(edge.CLIENT, "", greeting.result.reason, now)
             self._send_last(fd, greeting.result.reply, now)
+        elif client.scarce:
+            self._refuse(fd, greeting.result, Reason.NO_DESCRIPTOR, now)
         else:
             waiting = Waiting(client.sock, greeting.result, now, now + CIRCUIT_TIME)
             self._become(fd, waiting, waiting.until)
@@ -308,7 +338,7 @@ class ClientEdge:
             return
         self._forget_row(client)
         lingering = Lingering(client.sock)
-        self._become(fd, lingering, now + LINGER_TIME)
+        self._become(fd, lingering, now + (SCARCE_TIME if self._reserve < 0 else LINGER_TIME))
         self._drain(fd, lingering)
 
     def _drain(self, fd: int, client: Lingering) -> None:
@@ -359,6 +389,9 @@ class ClientEdge:
                 with contextlib.suppress(OSError):
                     self.core.epoll.unregister(fd)
         self._listeners.clear()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
     def _become(self, fd: int, client: Held, deadline: int) -> None:
         self._held[fd] = client

@@ -1,7 +1,9 @@
 """What both sides of the edge share: the tables and pumps of one worker, its counters, and deadlines."""
 
+import errno
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from shards.edge.contract import NEVER, Epoll, Streams, Words
 from shards.edge.pumps import Pumps
 from shards.edge.reasons import Reason
 from shards.edge.table import EdgeTable, Failure
+
+NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ connection (one circuit cannot take every place), and ends within RESOLVE_TIME +
 
 import contextlib
 import errno
+import os
 import select
 import socket
 from collections import Counter
@@ -20,7 +21,7 @@ from typing import Final, cast
 from nyx.path.policy import Address, Policy, plain
 from shards.edge import table as edge
 from shards.edge.contract import KIND_TCP, SECOND
-from shards.edge.core import Core, Deadlines
+from shards.edge.core import NO_DESCRIPTOR, Core, Deadlines
 from shards.edge.pumps import MASK, prepare, reset_close
 from shards.edge.reasons import Reason
 from shards.edge.request import FORM_IPV4, FORM_IPV6, FORM_NAME, Host, parse_host
@@ -140,7 +141,16 @@ class ExitEdge:
             if answer.addresses:
                 self._connect_any(row, answer.addresses, waiting.port, now)
             else:
-                self._fail(row, Reason.NOT_RESOLVED, now)
+                self._fail(row, self._why_unresolved(), now)
+
+    def _why_unresolved(self) -> Reason:
+        """A resolver without descriptors finds no name either, and does not say why."""
+        try:
+            os.close(os.dup(self.resolver.fileno()))
+        except OSError:
+            self.core.counters["no_descriptor"] += 1
+            return Reason.NO_DESCRIPTOR
+        return Reason.NOT_RESOLVED
 
     # ---------------------------------------------------------------- connections
 
@@ -172,7 +182,10 @@ class ExitEdge:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         except OSError as error:
-            return None, Reason.NETWORK_UNREACHABLE if error.errno == errno.EAFNOSUPPORT else Reason.BUSY
+            if error.errno == errno.EAFNOSUPPORT:
+                return None, Reason.NETWORK_UNREACHABLE
+            self.core.counters["no_descriptor"] += error.errno in NO_DESCRIPTOR
+            return None, Reason.NO_DESCRIPTOR if error.errno in NO_DESCRIPTOR else Reason.BUSY
         self.core.table.hold(sock.fileno())
         try:
             prepare(sock)

@@ -60,6 +60,11 @@ class Resolver:
 
     def submit(self, name: str) -> int | None:
         """Ask for a name; the key of its answer, or None when too many are waiting."""
+        if self._waiting >= len(self._threads) and len(self._threads) < self._threads_max:
+            with contextlib.suppress(RuntimeError):  # the system has no room for a thread: those that there are must do
+                self._start()
+        if not self._threads:
+            return None
         key = self._keys
         try:
             self._questions.put_nowait((key, name))
@@ -67,8 +72,6 @@ class Resolver:
             return None
         self._keys += 1
         self._waiting += 1
-        if self._waiting > len(self._threads) and len(self._threads) < self._threads_max:
-            self._start()
         return key
 
     def collect(self) -> list[Answer]:

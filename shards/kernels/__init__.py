@@ -5,11 +5,14 @@ before it forks, so workers share their pages and never compile: a process that 
 """
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from nyx.errors import NyxError
 from nyx.kernel import PLAIN, cache_root, source_digest
 from shards.process import package_environment
 
@@ -32,6 +35,12 @@ KERNEL_MODULES: Final = (
     "shards.udp",
 )
 
+ROOM: Final = 16 << 20  # bytes that the cache of all kernels may take
+
+
+class CacheError(NyxError):
+    """The folder of compiled kernels takes nothing."""
+
 
 def load() -> None:
     """Import every kernel of the data plane, compiling what the cache does not have."""
@@ -42,15 +51,30 @@ def load() -> None:
 def prepare(tell: Callable[[str], None]) -> None:
     """Load every kernel. A cold cache is filled by a child process: a compiler leaves 100 MiB behind that workers would inherit.
 
-    `tell` is given one line of text when that takes a while. Raises subprocess.CalledProcessError when a kernel does not compile.
+    `tell` is given one line of text when that takes a while. Raises subprocess.CalledProcessError when a kernel does not compile,
+    CacheError when the cache cannot be written.
     """
     if PLAIN:
         load()
         return
-    mark = cache_root() / f"complete-{source_digest(KERNEL_MODULES)}"
-    if not mark.exists():
-        tell("compiling kernels, once after an installation or update: about a minute")
-        command = [sys.executable, "-c", "import shards.kernels; shards.kernels.load()"]
-        subprocess.run(command, check=True, env=package_environment())
-        mark.touch()
+    try:
+        root = cache_root()
+        mark = root / f"complete-{source_digest(KERNEL_MODULES)}"
+        if not mark.exists():
+            _fill(root, tell)
+            mark.touch()
+    except OSError as error:
+        folder = error.filename or "the folder of compiled kernels"
+        raise CacheError(f"{folder}: {error.strerror or error}; make room there, or name another with NYX_CACHE_DIR") from error
     load()
+
+
+def _fill(root: Path, tell: Callable[[str], None]) -> None:
+    probe = root / f"probe-{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(ROOM))  # said at once and in words: the compiler would end in a traceback after a minute
+    finally:
+        probe.unlink(missing_ok=True)
+    tell("compiling kernels, once after an installation or update: about a minute")
+    command = [sys.executable, "-c", "import shards.kernels; shards.kernels.load()"]
+    subprocess.run(command, check=True, env=package_environment())

@@ -27,7 +27,7 @@ def problems(text, environ=None, flags=None):
 def test_defaults_and_origins():
     found = config.load(GOOD, "t.toml", {"HOME": "/home/a"})
     assert found.node == config.NodeConfig(
-        "nyx", "client", "0.0.0.0", 43300, Path("/home/a/.local/state/nyx"), Path("/home/a/.local/state/nyx/run")
+        "nyx", "client", "0.0.0.0", 43300, 4096, Path("/home/a/.local/state/nyx"), Path("/home/a/.local/state/nyx/run")
     )
     assert found.proxy.listen == ("127.0.0.1", 9750)
     assert found.path == config.PathConfig(3, 2, allow_loopback=False)

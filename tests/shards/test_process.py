@@ -1,12 +1,11 @@
 """Birth and death of processes, and when one is started again."""
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from shards import process
 from shards.process import Child, Watch, clone_shared, close_all_but, open_descriptors, package_environment
@@ -90,8 +89,10 @@ def test_no_room_for_a_process_is_tried_again() -> None:
     def fail() -> int:
         raise BlockingIOError
 
-    child = Child("x", fail, lambda _child: pytest.fail("nothing was born"))
+    told: list[tuple[int, int]] = []
+    child = Child("x", fail, lambda child: told.append((child.pid, child.refused)))
     child.start(5.0)
+    assert told == [(0, errno.EAGAIN)]
     assert (child.pid, child.due, child.restarts) == (0, 5.0 + process.DELAY_MOST, -1)
 
 

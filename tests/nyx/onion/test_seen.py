@@ -30,6 +30,18 @@ def test_workers_share_what_they_have_seen_and_a_new_life_keeps_it(rng):
     assert not one.seen(values[0], WALL + 2 * KEPT, WALL + 2 * KEPT), "forgotten once its age alone refuses it"
 
 
+def test_a_clock_that_is_set_ahead_and_back_opens_nothing_again(rng):
+    words = logs(2)
+    one, two = BuildReplay(words, 0), BuildReplay(words, 1)
+    old, new = rng.randbytes(32), rng.randbytes(32)
+    for x, by in ((old, one), (new, two)):
+        assert not by.seen(x, WALL, WALL)
+    assert not one.seen(rng.randbytes(32), WALL + 3600, WALL + 3600)
+    for x in (old, new):
+        assert one.seen(x, WALL, WALL + 5)
+        assert two.seen(x, WALL, WALL + 5)
+
+
 @pytest.mark.parametrize("created", [-600, 0, 120])
 def test_an_entry_is_kept_to_the_last_second_in_which_its_record_is_valid(rng, created):
     words, x = logs(1), rng.randbytes(32)
