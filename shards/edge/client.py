@@ -420,3 +420,4 @@ class ClientEdge:
             reset_close(sock)
         else:
             whole_close(sock)
+        self._keep_reserve()  # first of all: what is free now may be the last
