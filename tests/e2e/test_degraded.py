@@ -53,11 +53,16 @@ def download(network: Network, web: str) -> Iterator[Callable[[], "concurrent.fu
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
 
         def begin() -> "concurrent.futures.Future[tuple[int, str]]":
+            wait_for(lambda: not carrying(network), 20)
             running = pool.submit(fetch, network, web, DOWNLOAD)
-            wait_for(lambda: any(c["streams"] for c in network.ask("circuits")["circuits"]), 20)
+            wait_for(lambda: carrying(network), 20)
             return running
 
         yield begin
+
+
+def carrying(network: Network) -> bool:
+    return any(circuit["streams"] for circuit in network.ask("circuits")["circuits"])
 
 
 def named(network: Network, alias: str, *words: str) -> bool:
