@@ -27,7 +27,7 @@ from nyx.stats import (
 _MAGIC: Final = b"nyx memory 1\n"  # shards/memory.py writes it
 
 
-_LIFE: Final = ("pid", "restarts", "keeper", "still", "stopped", "unborn")
+_LIFE: Final = ("pid", "restarts", "keeper", "still", "stopped", "unborn", "sealed", "keeper_sealed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class WorkerLife:
     still: int = 0  # seconds for which its loop has not turned
     stopped: int = 0  # STOPPED_* of nyx.stats
     unborn: int = 0  # errno with which the system refused its last birth
+    sealed: int = 0  # nyx.sealing.Seal
+    keeper_sealed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Processes:
     upgrades: int
     pulse: int  # monotonic ns of the supervisor's last look; 0: none yet
     workers: tuple[WorkerLife, ...]
+    sealed: int = 0  # nyx.sealing.Seal of the supervisor
 
 
 class Pages:
@@ -91,6 +94,7 @@ class Pages:
             control_restarts=int(node["control_restarts"]),
             upgrades=int(node["upgrades"]),
             pulse=int(node["pulse"]),
+            sealed=int(node["sealed"]),
             workers=tuple(WorkerLife(*(int(w[field]) for field in _LIFE)) for w in workers),
         )
 

@@ -7,6 +7,7 @@ It inherits what it needs as descriptors, named by NYX_CONTROL_FDS, a JSON objec
     supervisor  descriptor of this side of the supervisor's channel, or null
     statistics  descriptor of the statistics' memory, or null
     node        descriptor of the process table's memory, or null
+    filter      its filter of system calls in base64, empty where there can be none, or null: it does not seal itself
     admin       descriptor of the listening admin socket, or a path to bind, or null: the configuration's path
 
 It owns nothing that must survive it: when it dies the supervisor starts another with the same descriptors. It dies with the
@@ -31,6 +32,7 @@ from setproctitle import setproctitle
 from control import logs, observe, server
 from control.channel import Channel, Supervisor
 from control.pages import Pages
+from control.seal import seal
 from control.service import Service
 from nyx.config import Config, load
 from nyx.errors import ConfigError, NyxError
@@ -76,7 +78,9 @@ def parse(text: str) -> dict[str, Any]:
     numbers = [*value["workers"], *(value[name] for name in ("supervisor", "statistics", "node") if value.get(name) is not None)]
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ConfigError([f"{VARIABLE} names a descriptor that is no number"])
-    return {"admin": None, "supervisor": None, "statistics": None, "node": None} | value
+    if not isinstance(value.get("filter"), str | None):
+        raise ConfigError([f"{VARIABLE} has a filter that is no text"])
+    return {"admin": None, "supervisor": None, "statistics": None, "node": None, "filter": None} | value
 
 
 def _descriptor(value: int | None) -> int:
@@ -93,8 +97,10 @@ def _tie_to_parent(pages: Pages) -> bool:
 async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages) -> None:
     channels = [Channel(i, socket.socket(fileno=fd)) for i, fd in enumerate(inherited["workers"])]
     supervisor = None if inherited["supervisor"] is None else Supervisor(socket.socket(fileno=inherited["supervisor"]))
-    service = Service(config, channels, pages, supervisor)
     with _listener(inherited["admin"], config) as listener:
+        service = Service(config, channels, pages, supervisor)
+        if (program := inherited["filter"]) is not None:
+            service.sealed = seal(program, inspect=config.node.inspect)
         asked = [*channels, supervisor] if supervisor else channels
         tasks = [asyncio.create_task(channel.run()) for channel in asked]
         serving = asyncio.create_task(server.Server(listener, service.handle).run())

@@ -30,10 +30,11 @@ class Document:
 class Process:
     """One process of a node."""
 
-    name: str  # "supervisor", "control", "worker 0"
+    name: str  # "supervisor", "control", "worker 0", "keeper 0"
     pid: int | None
     restarts: int
     state: str  # "running", "unreachable" (does not answer) or "down"
+    sealed: list[str] | None = None  # names of nyx.sealing.Seal that took effect; null: not told yet
 
 
 @dataclass(frozen=True, slots=True)

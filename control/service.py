@@ -14,8 +14,9 @@ from control import health, schemas
 from control.channel import RESTART_DEADLINE, UPGRADE_DEADLINE, Channel, Supervisor, WorkerRefusedError, WorkerSilentError
 from control.pages import Pages, Processes
 from control.wire import Refusal
-from nyx import __version__
+from nyx import __version__, sealing
 from nyx.config import Config
+from nyx.sealing import UNTOLD, Seal
 from nyx.stats import BOUNDS, UNITS, Histogram, quantile
 from nyx.wire.admin import Op, Stage
 from nyx.wire.orders import Order
@@ -34,6 +35,7 @@ class Service:
         self._channels = channels
         self._pages = pages
         self._supervisor = supervisor
+        self.sealed = UNTOLD  # this process
         self.notices: list[Callable[[], str | None]] = []  # each tells what the user should know of the control process, or None
         self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
             "status": self._status,
@@ -77,6 +79,7 @@ class Service:
         warnings = health.warnings(table, silent, time.monotonic_ns())
         warnings += [str(text) for data in answers.values() for text in data.get("warnings", [])]
         warnings += [text for notice in self.notices if (text := notice())]
+        warnings += self._unsealed(table)
 
         def total(name: str) -> int:
             return sum(int(data.get(name, 0)) for data in answers.values())
@@ -98,9 +101,21 @@ class Service:
             circuits_ready=total("circuits_ready"),
             streams=total("streams"),
             upgrades=table.upgrades if table else 0,
-            processes=_processes(table, answers, silent),
+            processes=_processes(table, self.sealed, answers, silent),
             warnings=list(dict.fromkeys(warnings)),
         )
+
+    def _unsealed(self, table: Processes | None) -> list[str]:
+        """What lacks a seal that it should have."""
+        found = {"control": self.sealed}
+        if table:
+            found["supervisor"] = Seal(table.sealed)
+            for worker, life in enumerate(table.workers):
+                found[f"keeper {worker}"], found[f"worker {worker}"] = Seal(life.keeper_sealed), Seal(life.sealed)
+        lines = sealing.warnings(found)
+        if os.geteuid() == 0 and not self._config.path.allow_loopback:
+            lines.append("this node runs as root; node.user names a user to become")
+        return lines
 
     async def _stats(self, _args: Args) -> schemas.Document:
         rows = self._pages.counters()
@@ -193,19 +208,27 @@ def address_text(listen: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _processes(table: Processes | None, answers: Mapping[int, Args], silent: Sequence[int]) -> list[schemas.Process]:
+def _processes(table: Processes | None, own: int, answers: Mapping[int, Args], silent: Sequence[int]) -> list[schemas.Process]:
+    def sealed(seal: int) -> list[str] | None:
+        return sealing.names(Seal(seal)) if seal else None
+
     def state(pid: int) -> str:
         return "running" if pid else "down"
 
     rows = []
     if table:
-        rows.append(schemas.Process("supervisor", table.supervisor or None, 0, state(table.supervisor)))
-        rows.append(schemas.Process("control", table.control or None, table.control_restarts, state(table.control)))
+        rows.append(schemas.Process("supervisor", table.supervisor or None, 0, state(table.supervisor), sealed(table.sealed)))
+        control = table.control
+        rows.append(schemas.Process("control", control or None, table.control_restarts, state(control), sealed(own)))
     for worker in sorted([*answers, *silent]):
         life = table.workers[worker] if table and worker < len(table.workers) else None
         pid = int(answers[worker].get("pid", 0)) if worker in answers else life.pid if life else 0
         condition = "running" if worker in answers else "unreachable" if pid else "down"
-        rows.append(schemas.Process(f"worker {worker}", pid or None, life.restarts if life else 0, condition))
+        restarts, seal = (life.restarts, life.sealed) if life else (0, 0)
+        rows.append(schemas.Process(f"worker {worker}", pid or None, restarts, condition, sealed(seal)))
+    for worker, life in enumerate(table.workers if table else ()):
+        if life.keeper:
+            rows.append(schemas.Process(f"keeper {worker}", life.keeper, 0, "running", sealed(life.keeper_sealed)))
     return rows
 
 

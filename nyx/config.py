@@ -2,6 +2,8 @@
 
 A later source wins: built in < file < NYX_SECTION_KEY in the environment < flags. Nothing is guessed: an unknown key, a value
 out of range or a combination that cannot work is a problem with its place, and `load` raises one ConfigError with all of them.
+
+Size: the table of keys, what reads their values and what they become stand together: a key is added in one place.
 """
 
 import ipaddress
@@ -34,6 +36,9 @@ class NodeConfig:
     receive_buffer: int  # KiB of each UDP socket asked of the kernel, which grants what net.core.rmem_max allows
     state_dir: Path
     run_dir: Path
+    user: str | None = None  # whom to become when root starts the node
+    lock_memory: bool = True
+    inspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +191,12 @@ def _alias(value: Any) -> str:
     return str(value)
 
 
+def _user(value: Any) -> str | None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}|", _text(value, "a name")):
+        raise _WrongError(f"{_show(value)} is not the name of a user")
+    return str(value) or None
+
+
 def _address(value: Any) -> str:
     try:
         return str(ipaddress.ip_address(_text(value, "an address")))
@@ -303,6 +314,9 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("node.receive_buffer", _integer(64, 65536), 4096, "KiB of each worker's UDP buffers asked of the kernel"),
     Key("node.state_dir", _path, _state_default, "keys, guards and the pinned directory", "text"),
     Key("node.run_dir", _path, _run_default, "folder of the control socket", "text"),
+    Key("node.user", _user, "", "user to become when root starts the node; empty: none", "text"),
+    Key("node.lock_memory", _boolean, default=True, about="keys never reach swap, or the node does not start"),
+    Key("node.inspect", _boolean, default=False, about="let other programs of the same user read this node's memory"),
     Key("workers.count", _count, "auto", 'data-plane processes, 1 to 4, or "auto": one a core'),
     Key("workers.pin", _boolean, default=True, about="pin each worker to its core"),
     Key("proxy.listen", _listen, _proxy_default, 'SOCKS5 and HTTP CONNECT, loopback address and port, or "off"', "text"),
@@ -314,7 +328,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("directory.file", _path, _REQUIRED, "the signed snapshot of the network", "text"),
     Key("directory.signers", _signers, _REQUIRED, "Ed25519 keys that sign snapshots, hexadecimal", "list"),
     Key("directory.threshold", _integer(1, 32), 1, "signatures a snapshot needs"),
-    Key("limits.circuits", _integer(16, 1 << 20), 4096, "circuits per worker"),
+    Key("limits.circuits", _integer(16, 1 << 20), 2048, "circuits per worker; their keys are locked: 3.6 KiB each"),
     Key("limits.streams", _integer(16, 65536), 1024, "streams per worker"),
     Key("limits.connections", _integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", _integer(1024, 1 << 20), 8192, "packet slots per worker"),

@@ -195,6 +195,7 @@ NODE: Final[np.dtype[Any]] = np.dtype(
         ("upgraded", np.int64),  # Unix seconds of the last time
         ("pulse", np.int64),  # monotonic ns of the supervisor's last look at the others
         ("clock", np.int64),  # ns by which the wall clock was ahead of the time since boot when the supervisor started
+        ("sealed", np.int64),  # nyx.sealing.Seal of the supervisor
     ],
     align=True,
 )
@@ -210,6 +211,8 @@ NODE_WORKER: Final[np.dtype[Any]] = np.dtype(
         ("still", np.int64),  # seconds for which its loop has not turned, as the supervisor counts; 0: it turns
         ("stopped", np.int64),  # STOPPED_*: which of its processes a signal stopped
         ("unborn", np.int64),  # errno with which the system refused its last birth; 0: none
+        ("sealed", np.int64),  # nyx.sealing.Seal of the worker, and of its keeper
+        ("keeper_sealed", np.int64),
     ],
     align=True,
 )

@@ -17,6 +17,7 @@ from nyx.crypto.keys import StaticKeys
 from nyx.path.directory import Snapshot
 from shards import poller
 from shards.process import open_descriptors
+from shards.seal import NO_FILTERS, Filters
 
 Entropy = Callable[[int], bytes]
 
@@ -51,6 +52,7 @@ class WorkerContext:
     started: int  # Unix seconds of the supervisor's start, by the clock as it is set now
     offload: bool  # whether UDP may use segmentation offload
     entropy: Entropy
+    filters: Filters = NO_FILTERS  # of system calls
     life: int = 0  # 0, then counted up by each restart
     inherited: frozenset[int] = frozenset()  # descriptors that were open before the first life
     asked: Asked = Asked.NOTHING

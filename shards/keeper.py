@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from nyx.kernel import PLAIN
 from shards import handover
 from shards.context import WorkerContext
 from shards.health import Conditions, birth_condition
-from shards.memory import keep_from_swap
 from shards.poller import fine_timers
 from shards.process import (
     Child,
@@ -33,13 +31,12 @@ from shards.process import (
     die_with,
     name_process,
     open_descriptors,
-    refuse_new_code,
 )
 from shards.say import say_exception, speak_as
+from shards.seal import seal_keeper, seal_worker
 
 Main = Callable[[WorkerContext], int]
 
-_SECRETS: Final = frozenset({"sessions", "layer_keys"})  # columns with keys
 _EXITED: Final = 256  # node_workers.killed_by: exit codes lie above signals
 _UNSEEN: Final = handover.REST + 1.0  # seconds after which a worker that was told to end is killed
 
@@ -82,6 +79,7 @@ class _Keeper:
         context.life = int(self._row["restarts"][0]) + 1 if self._row["keeper"][0] else 0
         self._row["keeper"] = os.getpid()
         self._conditions = Conditions()
+        self._row["keeper_sealed"] = seal_keeper(context.filters)
         self._worker = Child("worker", self._start, self._changed)
         self._watch = Watch([self._worker], [signal.SIGTERM])
         self._watch.listen(self._end.fileno(), self._on_order)
@@ -160,10 +158,8 @@ def _live(context: WorkerContext, main: Main, keeper: int) -> NoReturn:
         if context.config.workers.pin:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[context.index % len(cores)]})
-        for name in _SECRETS & context.columns.keys():
-            keep_from_swap(context.columns[name])
-        if not PLAIN:
-            refuse_new_code()
+        sealed = seal_worker(context.filters, context.columns, lock=context.config.node.lock_memory)
+        context.shared["node_workers"]["sealed"][context.index] = sealed
         code = main(context)
     except BaseException:  # noqa: BLE001 (as above)
         say_exception("this worker ends by a bug")

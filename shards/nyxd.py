@@ -22,6 +22,7 @@ from nyx.errors import ConfigError, NyxError
 from nyx.files import private_folder
 from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
 from shards import say
+from shards.user import adopt_environment, become, other_user
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 SYSTEM_FILE: Final = Path("/etc/nyx/nyx.toml")
@@ -64,7 +65,7 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
 
     Raises ConfigError with all problems found, NyxError when the state folder takes nothing.
     """
-    config = load(file, environ=os.environ, flags=flags)
+    config = _load_as_user(file, flags, write=write)
     problems: list[str] = []
     keys = snapshot = None
     try:
@@ -86,6 +87,22 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     if problems or snapshot is None:
         raise ConfigError(problems)
     return Checked(config, keys, snapshot)
+
+
+def _load_as_user(file: Path, flags: dict[str, str], *, write: bool) -> Config:
+    """The configuration as the node's user reads it, whom this process has become. Raises ConfigError."""
+    config = load(file, environ=os.environ, flags=flags)
+    account = other_user(config.node.user) if config.node.user else None
+    if account is None:
+        return config
+    adopt_environment(account, os.environ)
+    config = load(file, environ=os.environ, flags=flags)
+    node = config.node
+    become(account, dict.fromkeys((node.state_dir, node.run_dir)) if write else ())
+    os.environ.setdefault("NYX_CACHE_DIR", str(node.state_dir / "cache"))
+    if not os.access(file, os.R_OK):
+        raise ConfigError([f"{file}: user {account.pw_name} (node.user) cannot read it"])
+    return config
 
 
 def _plan(config: Config) -> int:

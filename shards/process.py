@@ -25,7 +25,6 @@ from setproctitle import setproctitle
 from nyx.errors import InternalError
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_MDWE: Final = 65  # Linux 6.3; older ones say EINVAL
 _CLONE_FILES: Final = 0x400
 _SIGSET_SIZE: Final = 128  # bytes of the C library's sigset_t
 _SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
@@ -78,11 +77,6 @@ def default_signals() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-
-
-def refuse_new_code() -> bool:
-    """From now on no memory of this process becomes executable. A later compile would crash: only when all kernels are loaded."""
-    return int(_libc.prctl(_PR_SET_MDWE, 1, 0, 0, 0)) == 0
 
 
 def name_process(role: str, alias: str) -> None:

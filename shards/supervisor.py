@@ -13,6 +13,7 @@ children, closes, removes the control socket's name, and nothing is left. Ordere
 starts a worker anew, or replaces its own code and then everybody's (`shards/upgrade.py`). On SIGHUP it tells the control process.
 """
 
+import base64
 import contextlib
 import fcntl
 import gc
@@ -42,6 +43,7 @@ from shards.process import Child, Watch, default_signals, die_with, fork, name_p
 from shards.pulse import Pulse
 from shards.replacement import Replacement
 from shards.say import say, speak_as
+from shards.seal import check_lock, make_filters, raise_lock_limit, seal_supervisor, wipe
 
 WORKERS_MOST: Final = 4
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
@@ -100,6 +102,8 @@ class Supervisor:
         self._received: dict[int, dict[int, int]] = {}  # worker -> descriptors for its next keeper
         self._ends: dict[int, socket.socket] = {}  # worker -> our end of the pair with its keeper
         _raise_limits(DESCRIPTORS_LEAST + DESCRIPTORS_EACH * self.workers)
+        raise_lock_limit(plan.columns)
+        self._filters = make_filters()
         if state is None:
             self.held = Holdings.make(plan.config, self.workers, plan.columns, plan.entropy, plan.wall)
         else:
@@ -143,6 +147,7 @@ class Supervisor:
             started=held.started,
             offload=plan.offload,
             entropy=plan.entropy,
+            filters=self._filters,
         )
 
     def _keeper(self, context: WorkerContext) -> Child:
@@ -170,6 +175,7 @@ class Supervisor:
             "supervisor": held.sockets["control_end"][0].fileno(),
             "statistics": held.readers["statistics"],
             "node": held.readers["node"],
+            "filter": base64.b64encode(self._filters.programs.get("control", b"")).decode(),
             "config": str(self.plan.config_file),
         }
         pid = fork()
@@ -194,6 +200,7 @@ class Supervisor:
         gc.freeze()
         over = False
         try:
+            self._seal()
             if self._adopted:
                 self._take_over()
             self.watch.listen(self._orders.fileno(), self._orders.on_readable)
@@ -201,9 +208,20 @@ class Supervisor:
         finally:
             self.watch.stop(STOP_GRACE)
             self.watch.close()
+            for index in range(self.workers):
+                wipe(self.held.own(index))
             self.held.close()
         if over:
             self._replacement.start_over()
+
+    def _seal(self) -> None:
+        """Give up what only the start needed. Raises LockError."""
+        node = self.plan.config.node
+        self.shared["node"]["sealed"] = seal_supervisor(
+            self._filters, inspect=node.inspect, tell=lambda text: say("warning", text)
+        )
+        if node.lock_memory:
+            check_lock(self.held.own(0))
 
     def _watch(self, announce: Callable[[str], None]) -> bool:
         """Until told to stop (False) or everybody has drained and the node shall start anew (True)."""
@@ -354,7 +372,7 @@ def _execute(plan: Plan, given: dict[str, object], parent: int) -> None:
         for fd in fds:
             fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # open across exec
         settings = {"NYX_" + key.replace(".", "_").upper(): value for key, value in plan.settings.items()}
-        own = {"NYX_KERNELS": "plain", "NYX_CONTROL_FDS": json.dumps(given)}
+        own = {"NYX_KERNELS": "plain", "OPENBLAS_NUM_THREADS": "1", "NYX_CONTROL_FDS": json.dumps(given)}
         os.execve(plan.control[0], list(plan.control), package_environment() | settings | own)  # noqa: S606 (a list of arguments, no shell)
     except BaseException as error:  # noqa: BLE001 (the last frame of a forked process)
         say("error", f"the control process cannot be started: {error}")
