@@ -37,6 +37,7 @@ class CircuitRows:
         self.rows: NDArray[Any] = columns["circuits"]
         self._keys: NDArray[np.uint8] = columns["layer_keys"]
         self._paths: NDArray[np.uint8] = columns["circuit_paths"]
+        self._isolations: NDArray[Any] = columns["circuit_isolations"]
         self._windows: NDArray[np.uint64] = columns["cell_windows"]
         self._sessions: NDArray[Any] = columns["sessions"]
         self._table = table
@@ -124,6 +125,17 @@ class CircuitRows:
         ids = self._paths[row * PATH_SIZE : row * PATH_SIZE + int(self.rows[row]["hops"]) * NODE_ID_SIZE].tobytes()
         return [ids[at : at + NODE_ID_SIZE] for at in range(0, len(ids), NODE_ID_SIZE)]
 
+    def write_isolation(self, row: int, key: bytes) -> None:
+        """An own circuit serves this isolation key from now on, in later lives of the worker too."""
+        entry = self._isolations[row]
+        entry["key"][: len(key)] = np.frombuffer(key, np.uint8)
+        entry["size"] = len(key)
+
+    def isolation(self, row: int) -> bytes | None:
+        """The isolation key that an own circuit serves; None: it belongs to nobody yet."""
+        entry = self._isolations[row]
+        return entry["key"][: int(entry["size"])].tobytes() or None
+
     def legs(self, row: int) -> tuple[Leg | None, Leg | None]:
         """The sides towards the client and towards the last hop."""
         circuit = self.rows[row]
@@ -153,6 +165,7 @@ class CircuitRows:
             self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS] = 0
         self._keys[row * KEYS_PER_CIRCUIT : (row + 1) * KEYS_PER_CIRCUIT] = 0
         self._paths[row * PATH_SIZE : (row + 1) * PATH_SIZE] = 0
+        self._isolations[row : row + 1].view(np.uint8)[:] = 0
         circuit.view(np.uint8)[8:] = 0
         circuit["state"] = FREE
         self._free.append(row)

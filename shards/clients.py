@@ -27,7 +27,7 @@ from shards.circuits import CircuitRows, Leg
 from shards.context import WorkerContext
 from shards.link import Link
 from shards.links import Links
-from shards.tables import ROLE_CLIENT
+from shards.tables import LIVE, ROLE_CLIENT
 
 SECOND: Final = 1_000_000_000
 HOP_LIMIT: Final = 2 * SECOND  # of a build, for each hop
@@ -96,6 +96,18 @@ class ClientCircuits:
         self._back_off = 0
         self._not_before = 0
         self._warning: str | None = None
+        for row in np.flatnonzero((rows.rows["state"] == LIVE) & (rows.rows["role"] == ROLE_CLIENT)).tolist():
+            self._all.append(self._adopt(row))
+
+    def _adopt(self, row: int) -> OwnCircuit:
+        """A circuit of the last life: it goes on serving whom it served."""
+        circuit, known = self._rows.rows[row], self._context.snapshot.by_id
+        path = [node for node in map(known, self._rows.path(row)) if node]
+        created = int(circuit["created"])
+        return OwnCircuit(
+            path, created, created, row, self._rows.isolation(row), leg=self._rows.legs(row)[1],
+            connection=int(circuit["connection"]) - 1, ready_at=created, used=int(circuit["last_used"]),
+        )  # fmt: skip
 
     # ------------------------------------------------------------ for streams
 
@@ -105,6 +117,8 @@ class ClientCircuits:
         if found is None:
             self._wanted[isolation] = now + 15 * SECOND
             return None
+        if found.isolation is None:
+            self._rows.write_isolation(found.row, isolation)
         found.isolation = isolation
         found.used = now
         self._wanted.pop(isolation, None)

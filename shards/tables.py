@@ -56,11 +56,15 @@ KEYS_PER_CIRCUIT: Final = HOPS_MAX * 2 * LAYER_KEY_MAX  # bytes; hop h, directio
 WINDOW_WORDS: Final = WINDOW_BITS // 64
 
 
+ISOLATION: Final = np.dtype([("size", np.int64), ("key", np.uint8, (32,))], align=True)  # size: the commit word, 0 for none
+
+
 def circuit_columns(circuits: int) -> list[Column]:
-    """Columns of `circuits` rows: the rows, paths of own circuits, layer keys, and the sequence windows of those of ends."""
+    """Columns of `circuits` rows: the rows, paths and isolation of own circuits, layer keys, sequence windows of those of ends."""
     return [
         Column("circuits", CIRCUIT, circuits),
         Column("circuit_paths", np.dtype(np.uint8), circuits * PATH_SIZE),
+        Column("circuit_isolations", ISOLATION, circuits),
         Column("layer_keys", np.dtype(np.uint8), circuits * KEYS_PER_CIRCUIT),
         Column("cell_windows", np.dtype(np.uint64), circuits * WINDOW_WORDS),
     ]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nyx.onion.build import ClientBuild
@@ -131,6 +132,27 @@ def test_a_circuit_that_is_closed_at_one_end_is_gone_at_all_others(net):
         assert node.circuits() == []
         assert not node.columns["layer_keys"].any()
         assert not node.rows._reserved
+
+
+def test_circuits_serve_on_after_their_worker_died_each_its_own_key(net):
+    """Else they would live on by their keep-alive, serving nobody, until every row is taken."""
+    net.run(1)
+    one = of(net).connection_for(b"one", net.now)
+    net.run(1)
+    kept = {(c.row, c.isolation, c.connection, tuple(node.id for node in c.path)) for c in of(net).all}
+    assert len(kept) == 2
+    net.clients[0].restart()
+    net.run(1)
+    assert {(c.row, c.isolation, c.connection, tuple(node.id for node in c.path)) for c in of(net).all} == kept
+    assert of(net).connection_for(b"one", net.now) == one
+    assert of(net).connection_for(b"two", net.now) not in {None, one}
+    net.clients[0].path.circuits_ahead = 0
+    for circuit in of(net).all:
+        of(net).close(circuit, 0)
+    net.run(0.5)
+    for node in [*net.clients, *net.relays]:
+        assert node.circuits() == []
+        assert not any(node.columns[name].view(np.uint8).any() for name in ("layer_keys", "circuit_isolations"))
 
 
 def test_an_exit_that_ends_a_circuit_is_heard(net):
