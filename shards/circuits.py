@@ -45,7 +45,9 @@ class CircuitRows:
         self._reserved: set[int] = set()  # keys of circuit ids that are promised to builds
         self._free = [int(row) for row in np.flatnonzero(self.rows["state"] == FREE)[::-1]]
         self.repaired = 0
+        self.torn: list[Leg] = []  # sides of what the last life built or wiped when it ended: they must hear that it is over
         for row in np.flatnonzero(self.rows["state"] == BUILDING).tolist():  # a build does not outlive its worker
+            self.torn += [leg for leg in self.legs(row) if leg and leg.link and leg.circuit_id]
             self._wipe(row)
             self.repaired += 1
         for row in np.flatnonzero(self.rows["state"] == LIVE).tolist():
@@ -93,6 +95,14 @@ class CircuitRows:
         key = circuit_key(link, circuit_id)
         return key in self._reserved or self._table.find(key) >= 0
 
+    def write_legs(self, row: int, back: Leg | None, forth: Leg | None) -> None:
+        """The sides of a circuit, as far as they are known: if the worker dies while it builds, they hear of it at once."""
+        circuit = self.rows[row]
+        for side, leg in (("back", back), ("forth", forth)):
+            if leg:
+                circuit[f"{side}_id"] = leg.circuit_id
+                circuit[f"{side}_session"] = leg.session + 1
+
     def install(
         self, row: int, suite: int, keys: Sequence[LayerKeys], back: Leg | None, forth: Leg | None, connection: int | None = None
     ) -> None:
@@ -105,10 +115,7 @@ class CircuitRows:
         circuit["suite"] = suite
         circuit["hops"] = len(keys)
         circuit["connection"] = 0 if connection is None else connection + 1
-        if back:
-            circuit["back_session"], circuit["back_id"] = back.session + 1, back.circuit_id
-        if forth:
-            circuit["forth_session"], circuit["forth_id"] = forth.session + 1, forth.circuit_id
+        self.write_legs(row, back, forth)
         circuit["state"] = LIVE
         for leg, direction in ((back, FORTH), (forth, BACK)):
             if leg:

@@ -198,6 +198,7 @@ class ClientCircuits:
         session = self._links.choose_session(link)
         circuit.row, circuit.link = row, link
         circuit.leg = Leg(link.row, session, self._rows.new_id(link.row, link.initiator))
+        self._rows.write_legs(row, None, circuit.leg)
         common = set(self._suites).intersection(*(node.descriptor.layer_suites for node in circuit.path))
         if not common:
             self._failed(circuit, now, "the relays of a path have no layer suite in common with this node")

@@ -61,6 +61,9 @@ class CircuitDesk:
             self.hops = Hops(
                 context, context.keys, rows, links, seen, links.suites, batch.statistics, batch.drops, self._open_last
             )
+        for leg in rows.torn:
+            if (link := links.link_of(leg.session)) and link.row == leg.link:
+                links.send_destroy(link, leg.session, leg.circuit_id, DestroyReason.NONE)
         for row in np.flatnonzero(rows.rows["state"] == LIVE):
             connection = int(rows.rows[row]["connection"])
             if connection:

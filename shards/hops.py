@@ -170,6 +170,8 @@ class Hops:
         pending.result = result
         if result.status == STATUS_ACCEPTED:
             pending.row = self._rows.take(ROLE_LAST if result.next_node_id is None else ROLE_RELAY, now)
+        if pending.row is not None:
+            self._rows.write_legs(pending.row, Leg(pending.link.row, pending.session, pending.circuit_id), None)
         self._statistics[Counter.BUILDS_PASSED] += 1
         if result.next_node_id is None:
             self._finish_last(pending, result)
@@ -212,6 +214,8 @@ class Hops:
         pending.forth_link = link
         pending.forth = Leg(link.row, session, circuit_id)
         self._awaited[link.row, circuit_id] = pending
+        if pending.row is not None:
+            self._rows.write_legs(pending.row, None, pending.forth)
         for slot, cell in enumerate(result.cells):
             if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit_id, cell):
                 self._give_up(pending, DestroyReason.RESOURCES)

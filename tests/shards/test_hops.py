@@ -380,3 +380,33 @@ def test_a_restart_in_the_middle_of_a_build_leaves_no_row_and_no_key(net):
     assert nothing_left(relay)
     relay.restart()
     assert relay.rows.repaired == 0
+
+
+def test_both_sides_of_a_build_hear_at_once_that_a_hop_died(net):
+    peer, relay = Peer(net), net.relays[1]
+    net.link(relay, 2)
+    net.watch = lambda flying: None if (flying.source, flying.target) == (net.relays[2].address, relay.address) else flying.packet
+    peer.send(build(net, 0, 1, 2))
+    net.run(0.2)
+    assert net.relays[2].circuits(ROLE_LAST)
+    net.watch = lambda flying: flying.packet
+    relay.restart()
+    net.run(0.3)
+    assert peer.ends == [(ID, DestroyReason.NONE)]
+    assert all(nothing_left(node) for node in net.relays)
+
+
+def test_what_a_client_was_building_does_not_outlive_it_anywhere(rng, tmp_path):
+    ended = 0
+    for ticks in range(1, 12):
+        net = Network(rng, tmp_path, ahead=1)
+        for _ in range(ticks):
+            net.tick(1_000_000)
+        client = net.clients[0]
+        client.path.circuits_ahead = 0
+        client.restart()
+        ended += client.rows.repaired
+        net.run(0.3)
+        hops = sorted(len(node.circuits()) for node in [client, *net.relays])
+        assert hops in ([0, 0, 0, 0], [1, 1, 1, 1]), (ticks, hops)
+    assert ended > 0, "no death came while a circuit was built"
