@@ -1,200 +1,83 @@
-"""What is lost when workers and control processes die at random, on every node of a network, while streams run both ways.
+"""Claim: workers and control processes may be killed at any moment; no stream loses or repeats a byte, and nothing leaks.
 
-Prints transfers that arrived byte for byte, those that ended with an error, those that were wrong, the longest pause that an
-application saw, and kills by role. A download is checked against the bytes that the source sends, an upload by the digest that
-the sink returns.
+A network of five nodes with two workers each; downloads, uploads, half-closes, resets and closes by SOCKS5 and HTTP CONNECT, greetings
+sent in halves or abandoned, new circuits for new isolation keys; and SIGKILL after SIGKILL at seeded random moments. Reported:
+streams by kind and end, requests refused while they were being opened, the longest pause, what recovery repaired, packet
+numbers seen at a tap on the loopback interface (none may come twice under one key), and what is left when all is quiet.
+Ends with 1 when anything is as it must not be.
 
-    python -m bench.kills [--kills 100] [--gap 0.5] [--mib 64] [--seed 1] [--json]
+    python -m bench.kills [--kills 1000] [--gap 0.6] [--mib 32] [--rate 4] [--pause 1.0] [--settle 150] [--seed 1] [--json]
 """
 
 import argparse
-import hashlib
 import json
-import os
-import random
-import signal
-import socket
-import struct
 import sys
-import tempfile
-import threading
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from bench.network import Network, running_network
-from bench.stream import children, connect
-
-_BLOCK: Final = random.Random(7).randbytes(1 << 20)
-_PATIENCE: Final = 30  # seconds without a byte: the stream is lost
+from bench.chaos.look import counters, slope
+from bench.chaos.scene import judge, scene, settled, summary
 
 
-@dataclass
-class Outcome:
-    """What happened; transfers are counted once each."""
-
-    right: int = 0
-    ended: int = 0
-    wrong: int = 0
-    pause: float = 0.0
-    kills: dict[str, int] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-
-
-def expected(size: int) -> str:
-    """SHA-256 of the first `size` bytes that a source sends."""
-    digest = hashlib.sha256()
-    for at in range(0, size, len(_BLOCK)):
-        digest.update(_BLOCK[: min(len(_BLOCK), size - at)])
-    return digest.hexdigest()
-
-
-def server() -> socket.socket:
-    """A target: "D" and a size asks for bytes, "U" and a size sends some and gets their digest."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            try:
-                kind, size = struct.unpack(">cQ", connection.recv(9, socket.MSG_WAITALL))
-                (_send if kind == b"D" else _sink)(connection, size)
-                connection.recv(1)
-            except (OSError, struct.error):
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return listener
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """One network, so many kills, and what came of it."""
+    with scene(options.seed, capture=not options.no_tap) as stage:
+        stage.begin(bulk=2, mixed=4, size=options.mib << 20, rate=int(options.rate * (1 << 20)))
+        began = time.monotonic()
+        while sum(stage.kills.values()) < options.kills:
+            time.sleep(stage.rng.uniform(options.gap / 2, options.gap * 3 / 2))
+            stage.kill()
+        seconds = time.monotonic() - began
+        stage.finish()
+        after = settled(stage.nodes, options.settle, stage.before)
+        gained = counters(stage.nodes) - stage.counted
+        tap = stage.tap.stop() if stage.tap else None
+        late = stage.memory[len(stage.memory) // 3 :]
+        growth = slope([(at - began, size / 2**20) for at, size in late])
+        found = judge(stage, after, tap, gained, pause=options.pause)
+        if growth.grows and growth.slope * seconds > 0.02 * growth.level:
+            found.append(f"memory grew by {growth.slope * 60:.2f} MiB a minute")
+        memory = {"mib": round(growth.level, 1), "mib_per_minute": round(growth.slope * 60, 3),
+                  "error": round(min(growth.error * 60, 1e6), 3)}  # fmt: skip
+        return {"seed": options.seed, "seconds": round(seconds, 1), **summary(stage, after, tap, gained),
+                "memory": memory, "failures": found}  # fmt: skip
 
 
-def _send(connection: socket.socket, size: int) -> None:
-    for at in range(0, size, len(_BLOCK)):
-        connection.sendall(_BLOCK[: min(len(_BLOCK), size - at)])
-
-
-def _sink(connection: socket.socket, size: int) -> None:
-    digest = hashlib.sha256()
-    while size:
-        part = connection.recv(min(size, 1 << 20))
-        if not part:
-            return
-        digest.update(part)
-        size -= len(part)
-    connection.sendall(digest.digest())
-
-
-def download(stream: socket.socket, size: int, outcome: Outcome) -> bool:
-    """Whether `size` bytes came as they were sent."""
-    stream.sendall(struct.pack(">cQ", b"D", size))
-    digest, left, last = hashlib.sha256(), size, time.monotonic()
-    while left:
-        part = stream.recv(min(left, 1 << 20))
-        if not part:
-            raise ConnectionError("the stream ended early")
-        now = time.monotonic()
-        outcome.pause = max(outcome.pause, now - last)
-        last = now
-        digest.update(part)
-        left -= len(part)
-    return digest.hexdigest() == expected(size)
-
-
-def upload(stream: socket.socket, size: int, _outcome: Outcome) -> bool:
-    """Whether `size` bytes arrived as they were sent."""
-    stream.sendall(struct.pack(">cQ", b"U", size))
-    _send(stream, size)
-    answer = stream.recv(32, socket.MSG_WAITALL)
-    if len(answer) != 32:
-        raise ConnectionError("the stream ended early")
-    return answer.hex() == expected(size)
-
-
-def transfers(port: int, proxy: int, size: int, outcome: Outcome, stop: threading.Event, first: int) -> None:
-    """Downloads and uploads in turn until told to stop."""
-    number = first
-    while not stop.is_set():
-        number += 1
-        try:
-            with connect(port, proxy, _PATIENCE) as stream:
-                right = (download, upload)[number % 2](stream, size, outcome)
-        except OSError as error:
-            outcome.ended += 1
-            outcome.errors.append(str(error))
-            time.sleep(0.1)
-            continue
-        outcome.right += right
-        outcome.wrong += not right
-
-
-def victims(network: Network) -> list[tuple[str, int]]:
-    """Role and pid of every process that may die here: workers and control processes."""
-    found = []
-    for node in network.nodes():
-        for pid in children(int(node["pid"])):
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-            role = next((name for name in ("worker", "control") if name in title), None)
-            if role:
-                found.append((role, pid))
-    return found
-
-
-def kill_some(network: Network, kills: int, gap: float, rng: random.Random, outcome: Outcome) -> None:
-    """Kill one process after the other, each with SIGKILL, at random moments."""
-    done = 0
-    while done < kills:
-        time.sleep(rng.uniform(gap / 2, gap * 3 / 2))
-        try:
-            role, pid = rng.choice(victims(network))
-            os.kill(pid, signal.SIGKILL)
-        except (OSError, IndexError):
-            continue  # it died between the look and the kill
-        done += 1
-        outcome.kills[role] = outcome.kills.get(role, 0) + 1
-
-
-def run(kills: int, gap: float, size: int, seed: int) -> dict[str, Any]:
-    """One network, two streams at a time, so many kills."""
-    outcome, stop, target = Outcome(), threading.Event(), server()
-    with tempfile.TemporaryDirectory() as folder, running_network(Path(folder) / "net") as network, target:
-        port = int(target.getsockname()[1])
-        users = [
-            threading.Thread(target=transfers, args=(port, network.proxy_port, size, outcome, stop, first)) for first in (0, 1)
-        ]
-        for user in users:
-            user.start()
-        kill_some(network, kills, gap, random.Random(seed), outcome)
-        stop.set()
-        for user in users:
-            user.join()
-    return asdict(outcome) | {"seed": seed, "mib": size >> 20}
+def show(result: dict[str, Any]) -> None:
+    """The result for people."""
+    streams, requests, tap = result["streams"], result["requests"], result["tap"]
+    print(f"{sum(result['kills'].values())} kills in {result['seconds']} s {result['kills']}, seed {result['seed']}")
+    print(f"streams right: {sum(streams['right'].values())} {streams['right']}")
+    print(f"wrong {streams['wrong']}, lost {streams['lost']}, hung {streams['hung']}, false ends {streams['false_ends']}")
+    print(f"longest pause {result['pause']} s; longest opening {requests['longest_opening']} s")
+    print(f"refused while opening, tried again: {requests['refused_then_tried_again']}; without a kill near: "
+          f"{requests['without_a_kill_near']}; greetings abandoned: {requests['abandoned']}")  # fmt: skip
+    print(f"repairs {result['repairs']}, of those positions of sockets {result['repaired_positions']}")
+    print(f"tap: {tap}" if tap else "tap: skipped, no right to capture on the loopback interface (run as root)")
+    print(f"counters {result['counters']}")
+    print(f"before {result['before']}\nafter  {result['after']}\nmemory {result['memory']}")
+    print("\n".join(f"FAILED: {text}" for text in result["failures"]) or "all is well")
 
 
 def main() -> int:
-    """Run as the module's docstring says; exit 1 when a stream carried wrong bytes."""
+    """Run as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--gap", type=float, default=0.5, help="mean seconds between two kills")
-    parser.add_argument("--mib", type=int, default=64, help="size of a transfer")
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--gap", type=float, default=0.6, help="mean seconds between two kills")
+    parser.add_argument("--mib", type=int, default=32, help="size of the bulk streams")
+    parser.add_argument("--rate", type=float, default=4, help="MiB/s of each bulk stream; 0: as fast as it goes")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds: a longer pause of a stream is a failure")
+    parser.add_argument("--settle", type=float, default=150, help="seconds to wait until all is quiet, at most")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-tap", action="store_true", help="do not capture packets")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    result = run(options.kills, options.gap, options.mib << 20, options.seed)
+    result = run(options)
     if options.json:
         print(json.dumps({"schema": "nyx.bench.kills", "version": 1, **result}))
     else:
-        print(f"{result['right']} transfers right, {result['ended']} ended with an error, {result['wrong']} wrong")
-        print(f"longest pause {result['pause']:.2f} s, kills {result['kills']}, seed {result['seed']}")
-        for error in sorted(set(result["errors"])):
-            print(f"    {result['errors'].count(error)} x {error}")
-    return 1 if result["wrong"] else 0
+        show(result)
+    return 1 if result["failures"] else 0
 
 
 if __name__ == "__main__":
