@@ -283,18 +283,19 @@ class ClientEdge:
             self._refuse(fd, client.request, reason, now, noted=True)
             return
         self._forget(fd)
-        try:
-            client.sock.send(answer(client.request.protocol, Reason.NONE))
-            alive = self.core.pumps.attach(row, fd, client.early)
-        except OSError:
-            alive = False
-        if alive:
-            self.core.opening.observe(now - client.since)
-            self.core.table.move(row, edge.OPEN)
-            client.sock.detach()
-        else:
+        reply = answer(client.request.protocol, Reason.NONE)
+        if not self.core.pumps.attach(row, fd, client.early, len(reply)):
             self.core.give_up(row, Reason.CANCELLED, now)
             self._discard(client.sock)
+            return
+        self.core.opening.observe(now - client.since)
+        self.core.table.move(row, edge.OPEN)  # before the application hears of it: who was told yes keeps its stream
+        try:
+            client.sock.send(reply)
+            client.sock.detach()
+        except OSError:
+            client.sock.detach()
+            self.core.pumps.abort(row, Reason.CANCELLED, now)
 
     def on_lost(self, row: int, reason: Reason, now: int, *, again: bool) -> None:
         """The stream ended before its answer. `again`: its circuit closed, so that another may serve.

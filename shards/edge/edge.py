@@ -229,6 +229,8 @@ class Edge:
         self.core.counters["positions_repaired"] += found is tcp.Recovered.REPAIRED
         self.repaired += found is tcp.Recovered.REPAIRED
         self.repaired += self.pumps.repeat_ends(row)
+        if self.table.side(row) == edge.EXIT:
+            self._streams.answer_open(row, 0)  # if the last life did not come to it
         return True
 
     def _recover_broken(self, row: int, now: int) -> int:

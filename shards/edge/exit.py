@@ -228,8 +228,8 @@ class ExitEdge:
         del self._row_of_fd[fd]
         self._settle(row)
         self.core.counters["streams_opened"] += 1
-        self.core.streams.answer_open(row, 0)
         self.core.table.move(row, edge.OPEN)
+        self.core.streams.answer_open(row, 0)  # a life that ends before this answers in the next
 
     # ---------------------------------------------------------------- ends
 

@@ -107,10 +107,10 @@ class Pumps:
         tcp.set_head(self.rows, row, taken)
         return taken
 
-    def attach(self, row: int, fd: int, early: int = 0) -> bool:
-        """The stream has this registered socket from now on. False: the socket is dead already."""
+    def attach(self, row: int, fd: int, early: int = 0, reply: int = 0) -> bool:
+        """The stream has this registered socket from now on; `reply` bytes are sent at once. False: it is dead."""
         self.table.rows[row]["inode"] = socket_inode(fd)
-        if not tcp.attach(self.rows, row, fd, early):
+        if not tcp.attach(self.rows, row, fd, early, reply):
             return False
         self._bind(row, fd)
         self.table.drop(fd)

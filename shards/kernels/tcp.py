@@ -240,9 +240,10 @@ def commit(streams: NDArray[Any], row: int, offset: int, value: int) -> None:
     _store(address_of(streams) + row * _ROW_SIZE + offset, value)
 
 
-def attach(streams: NDArray[Any], row: int, fd: int, early: int = 0) -> bool:
+def attach(streams: NDArray[Any], row: int, fd: int, early: int = 0, reply: int = 0) -> bool:
     """Give the row this connected socket, of which `early` bytes that were read already stand in the tx ring.
 
+    `reply` bytes that are no stream's will be sent first: a life that ends before leaves a row that `recover` calls dead.
     False when the connection is dead already; the row is left as it was.
     """
     try:
@@ -253,7 +254,7 @@ def attach(streams: NDArray[Any], row: int, fd: int, early: int = 0) -> bool:
         return False
     s = streams[row]
     s["kernel_in"] = now.consumed - (now.state == TcpState.CLOSE_WAIT) - early
-    s["kernel_out"] = now.accepted - int(s["rx_tail"])
+    s["kernel_out"] = now.accepted + reply - int(s["rx_tail"])
     commit(streams, row, _FD_AT, fd + 1)
     commit(streams, row, _STATE_AT, HELD)
     return True

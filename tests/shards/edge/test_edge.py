@@ -9,7 +9,7 @@ import pytest
 
 from shards.edge.client import Greeter
 from shards.edge.reasons import Reason
-from tests.shards.edge.bench import Bench, bench, exchange, reset, silent_port, socks_request
+from tests.shards.edge.bench import Bench, Side, bench, exchange, reset, silent_port, socks_request
 
 
 def test_strange_descriptors_and_events_are_harmless(net):
@@ -39,19 +39,21 @@ def test_shutdown_closes_everything(net):
 
 def reborn(net: Bench) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both workers die and are started again: only columns and descriptors outlive them."""
-    found = []
-    for side in (net.client, net.exit):
-        old, options = side.edge, dict(side.options)
-        for held in [*old.client._held.values(), *old.exit._rows.values()]:
-            sock = getattr(held, "sock", None)
-            if sock is not None:
-                sock.detach()  # the dead worker's descriptors stay open in the table it shared
-        if "resolver" in options:
-            options["resolver"] = type(options["resolver"])(2, options["resolver"]._lookup)
-        side.epoll.close()
-        side.__init__(side.end, **options)  # type: ignore[misc]
-        found.append(side.edge.recover(net.now))
-    return found[0], found[1]
+    return born_again(net, net.client), born_again(net, net.exit)
+
+
+def born_again(net: Bench, side: Side) -> tuple[int, int]:
+    """One worker dies and is started again."""
+    old, options = side.edge, dict(side.options)
+    for held in [*old.client._held.values(), *old.exit._rows.values()]:
+        sock = getattr(held, "sock", None)
+        if sock is not None:
+            sock.detach()  # the dead worker's descriptors stay open in the table it shared
+    if "resolver" in options:
+        options["resolver"] = type(options["resolver"])(2, options["resolver"]._lookup)
+    side.epoll.close()
+    side.__init__(side.end, **options)  # type: ignore[misc]
+    return side.edge.recover(net.now)
 
 
 def test_streams_outlive_their_workers(net, rng):

@@ -3,14 +3,18 @@
 import contextlib
 import hashlib
 import socket
+import traceback
 
 import pytest
 
+from shards.edge import table as edge
 from shards.edge.reasons import Reason
 from tests.shards.edge.bench import bench, exchange, reset, socks_request
 from tests.shards.edge.real import RealBench
-from tests.shards.edge.test_edge import reborn
+from tests.shards.edge.test_edge import born_again, reborn
 from tests.shards.edge.test_exit import closed_port
+
+SOCKS_YES = b"\5\0" + b"\5\0\0\1" + bytes(6)
 
 
 @pytest.fixture
@@ -152,4 +156,70 @@ def test_streams_outlive_both_workers(real, rng):
         assert reborn(real) == ((1, 0), (1, 0))
     app.close()
     target.close()
+    real.until(real.idle)
+
+
+class KilledError(BaseException):
+    """SIGKILL, as far as columns and sockets can tell."""
+
+
+def die_after(patch, side, owner, name):
+    """The side's worker dies when it has made this call; True once it has."""
+    died: list[bool] = []
+    call = getattr(owner, name)
+
+    def last(*arguments):
+        call(*arguments)
+        if not died and arguments[1:] in {(edge.OPEN,), (0,)}:
+            died.append(True)
+            raise KilledError
+
+    patch.setattr(owner, name, last)
+    turn = side.turn
+
+    def mortal(now):
+        try:
+            turn(now)
+        except KilledError as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if sock := getattr(frame.f_locals.get("client"), "sock", None):
+                    sock.detach()  # a dead worker closes nothing
+
+    patch.setattr(side, "turn", mortal)
+    return died
+
+
+@pytest.mark.parametrize("place", ["move", "answer_open"])
+def test_a_target_that_is_connected_is_not_lost_before_its_answer(real, place, monkeypatch):
+    exit_edge = real.exit.edge
+    died = die_after(monkeypatch, real.exit, exit_edge.table if place == "move" else real.exit.streams, place)
+    server, port = real.target()
+    app = real.application()
+    app.send(socks_request("127.0.0.1", port))
+    real.until(lambda: died)
+    monkeypatch.undo()
+    target = real.accept(server)
+    assert born_again(real, real.exit) == (1, 0)
+    assert real.read(app, 12) == SOCKS_YES
+    app.send(b"question")
+    assert real.read(target, 8) == b"question"
+    app.close()
+    target.close()
+    real.until(real.idle)
+
+
+def test_who_was_not_told_yes_is_reset(real, monkeypatch):
+    """Killed with the socket given to the stream, and the answer not sent: the request is refused, not a stream lost."""
+    died = die_after(monkeypatch, real.client, real.client.edge.table, "move")
+    server, port = real.target()
+    app = real.application()
+    app.send(socks_request("127.0.0.1", port))
+    real.until(lambda: died)
+    monkeypatch.undo()
+    target = real.accept(server)
+    assert born_again(real, real.client) == (0, 1)
+    real.rest()
+    assert real.read(app, 2) == SOCKS_YES[:2]
+    assert real.end_of(app) == "reset"
+    assert real.end_of(target) == "reset"
     real.until(real.idle)
