@@ -12,8 +12,21 @@ from numpy.typing import NDArray
 
 from nyx.columns import Columns
 from nyx.crypto.replay import mend_window
+from nyx.errors import InternalError
 from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
-from shards.tables import BACK, BUILDING, FORTH, FREE, KEYS_PER_CIRCUIT, LIVE, PATH_SIZE, WINDOW_WORDS, Table, circuit_key
+from shards.tables import (
+    BACK,
+    BUILDING,
+    FORTH,
+    FREE,
+    KEYS_PER_CIRCUIT,
+    LIVE,
+    PATH_SIZE,
+    WINDOW_WORDS,
+    Table,
+    circuit_entries,
+    circuit_key,
+)
 
 Entropy = Callable[[int], bytes]
 LayerKeys = tuple[bytes, bytes]  # of one hop: forth, back
@@ -191,3 +204,13 @@ class CircuitRows:
     def idle_since(self, before: int) -> list[int]:
         """Live rows through which no cell has passed since `before` (ns)."""
         return [int(row) for row in np.flatnonzero((self.rows["state"] == LIVE) & (self.rows["last_used"] < before))]
+
+    def check_invariants(self) -> None:
+        """Raise when the lookup or the free list contradict the rows, or something of a free row is left."""
+        free = self.rows["state"] == FREE
+        if sorted(self._free) != np.flatnonzero(free).tolist():
+            raise InternalError("the free list of circuits is not the free rows")
+        self._table.check_invariants(circuit_entries(self._sessions, self.rows))
+        for column in (self._keys, self._paths, self._isolations.view(np.uint8), self._windows):
+            if column.reshape(len(self.rows), -1)[free].any():
+                raise InternalError("a free circuit row holds keys, a path, an isolation key or a window")

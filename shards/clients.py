@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nyx.errors import NyxError, RemoteProtocolError
+from nyx.errors import InternalError, NyxError, RemoteProtocolError
 from nyx.link.channel import CellReceived
 from nyx.onion.build import ClientBuild
 from nyx.path.directory import Node
@@ -294,6 +294,14 @@ class ClientCircuits:
     def forget_row(self, row: int) -> None:
         """The circuit of this row has been closed."""
         self._all = [c for c in self._all if not (c.ready and c.row == row)]
+
+    def check_invariants(self) -> None:
+        """Raise when the circuits known here are not those of the rows."""
+        own = np.flatnonzero((self._rows.rows["state"] == LIVE) & (self._rows.rows["role"] == ROLE_CLIENT)).tolist()
+        if sorted(c.row for c in self._all if c.ready) != own:
+            raise InternalError("the own circuits are not those of the rows")
+        if any(self._rows.isolation(c.row) != c.isolation for c in self._all if c.ready):
+            raise InternalError("an own circuit serves another isolation key than its row says")
 
     # ------------------------------------------------------------ for people
 

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from nyx.columns import Column
 from nyx.crypto.replay import WINDOW_WORDS, mend_window
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
+from nyx.errors import InternalError
 from nyx.link.handshake import LinkSecrets
-from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, wipe_session
+from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, check_session, wipe_session
 from nyx.wire.geometry import NODE_ID_SIZE, SESSIONS_PER_LINK
 from shards.address import pack, size_of
 from shards.context import WorkerContext
 from shards.steer import choose_cid
-from shards.tables import Table, cid_key
+from shards.tables import Table, cid_key, session_entries
 
 TAG_SIZE: Final = 16
 PACKET_CHARGE: Final = 2304  # bytes of a socket buffer that the kernel charges for a packet of 1280 that came alone
@@ -137,3 +138,13 @@ class SessionRows:
         """Nothing names the rows dropped so far any more: no packet of a batch, and none that waits to be sealed."""
         self._free += self._resting
         self._resting.clear()
+
+    def check_invariants(self) -> None:
+        """Raise when the lookup or the free list contradict the rows, or a row itself."""
+        states = self.sessions["state"]
+        idle = sorted([*self._free, *self._resting])
+        if idle != np.flatnonzero(states == SESSION_FREE).tolist():
+            raise InternalError("the free list of sessions is not the free rows")
+        self._table.check_invariants(session_entries(self.sessions))
+        for row in np.flatnonzero(states != SESSION_FREE).tolist():
+            check_session(self._columns, row)

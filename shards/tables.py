@@ -5,12 +5,14 @@ the supervisor's memory; the hash tables are private to the process and rebuilt 
 Source: docs/protocol.md, "Link channel" (circuit ids) and "Circuit build".
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Column, Columns
+from nyx.errors import InternalError
 from nyx.kernel import inline, kernel
 from nyx.wire.geometry import HOPS_MAX, LAYER_KEY_MAX, NODE_ID_SIZE, WINDOW_BITS
 
@@ -60,7 +62,7 @@ ISOLATION: Final = np.dtype([("size", np.int64), ("key", np.uint8, (32,))], alig
 
 
 def circuit_columns(circuits: int) -> list[Column]:
-    """Columns of `circuits` rows: the rows, paths and isolation of own circuits, layer keys, sequence windows of those of ends."""
+    """Columns of `circuits` rows: the rows, paths and isolation of own circuits, layer keys, sequence windows of ends."""
     return [
         Column("circuits", CIRCUIT, circuits),
         Column("circuit_paths", np.dtype(np.uint8), circuits * PATH_SIZE),
@@ -175,6 +177,17 @@ class Table:
         if 4 * self.graves > self.keys.size:
             self._sweep()
 
+    def check_invariants(self, expected: Mapping[int, int]) -> None:
+        """Raise unless the table holds exactly these entries, each where a look-up finds it, and counts them rightly."""
+        held = self.values > 0
+        entries = dict(zip(self.keys[held].tolist(), (self.values[held] - 1).tolist(), strict=True))
+        if entries != dict(expected) or len(entries) != int(held.sum()):
+            raise InternalError(f"a lookup table holds {len(entries)} entries, the rows give {len(expected)}")
+        if self.count != len(entries) or self.graves < int((self.values == _GRAVE).sum()):
+            raise InternalError(f"a lookup table counts {self.count} entries and {self.graves} graves")
+        if any(self.find(key) != value for key, value in entries.items()):
+            raise InternalError("a lookup table does not find what it holds")
+
     def _sweep(self) -> None:
         kept = [(int(k), int(v) - 1) for k, v in zip(self.keys, self.values, strict=True) if v > 0]
         self.values[:] = _EMPTY
@@ -193,25 +206,37 @@ def circuit_key(link: int, circuit_id: int) -> int:
     return link << 32 | circuit_id
 
 
-def session_table(columns: Columns, multiplier: int) -> Table:
-    """CID -> session row, rebuilt from the session rows that can receive."""
-    sessions = columns["sessions"]
-    table = Table(len(sessions), multiplier)
-    for row in np.flatnonzero(sessions["state"] >= LIVE):
-        table.put(cid_key(sessions[row]["local_cid"].tobytes()), int(row))
+def session_entries(sessions: NDArray[Any]) -> dict[int, int]:
+    """What the lookup by CID must hold: the session rows that can receive."""
+    rows = np.flatnonzero(sessions["state"] >= LIVE).tolist()
+    return {cid_key(sessions[row]["local_cid"].tobytes()): row for row in rows}
+
+
+def circuit_entries(sessions: NDArray[Any], circuits: NDArray[Any]) -> dict[int, int]:
+    """What the lookup by link and circuit id must hold: 2 x circuit row + direction in which an arriving cell travels."""
+    found: dict[int, int] = {}
+    for row in np.flatnonzero(circuits["state"] == LIVE).tolist():
+        for side, direction in (("back", FORTH), ("forth", BACK)):
+            if session := int(circuits[row][f"{side}_session"]):
+                link = int(sessions[session - 1]["link"])
+                found[circuit_key(link, int(circuits[row][f"{side}_id"]))] = 2 * row + direction
+    return found
+
+
+def _filled(entries: int, multiplier: int, content: Mapping[int, int]) -> Table:
+    table = Table(entries, multiplier)
+    for key, value in content.items():
+        table.put(key, value)
     return table
+
+
+def session_table(columns: Columns, multiplier: int) -> Table:
+    """CID -> session row, made anew from the rows."""
+    sessions = columns["sessions"]
+    return _filled(len(sessions), multiplier, session_entries(sessions))
 
 
 def circuit_table(columns: Columns, multiplier: int) -> Table:
-    """(link, circuit id) -> 2 x circuit row + direction in which an arriving cell travels, rebuilt from the rows."""
+    """(link, circuit id) -> 2 x circuit row + direction, made anew from the rows."""
     sessions, circuits = columns["sessions"], columns["circuits"]
-    table = Table(2 * len(circuits), multiplier)
-    for row in np.flatnonzero(circuits["state"] == LIVE):
-        circuit = circuits[row]
-        if circuit["back_session"]:
-            link = int(sessions[circuit["back_session"] - 1]["link"])
-            table.put(circuit_key(link, int(circuit["back_id"])), 2 * int(row) + FORTH)
-        if circuit["forth_session"]:
-            link = int(sessions[circuit["forth_session"] - 1]["link"])
-            table.put(circuit_key(link, int(circuit["forth_id"])), 2 * int(row) + BACK)
-    return table
+    return _filled(2 * len(circuits), multiplier, circuit_entries(sessions, circuits))

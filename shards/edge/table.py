@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Column, Columns
+from nyx.errors import InternalError
 from shards.edge.reasons import Reason
 
 FREE: Final = 0
@@ -161,3 +162,11 @@ class EdgeTable:
     def count(self, state: int) -> int:
         """How many rows are in a state."""
         return int(np.count_nonzero(self.rows["state"] == state))
+
+    def check_invariants(self) -> None:
+        """Raise when the lists contradict the columns."""
+        taken = np.flatnonzero(self.fds["fd"] != 0).tolist()
+        if sorted(self._free_slots) != np.flatnonzero(self.fds["fd"] == 0).tolist() or sorted(self._slot_of_fd.values()) != taken:
+            raise InternalError("the sockets held without a stream are not those of the column")
+        if any(int(self.fds[slot]["fd"]) != fd + 1 for fd, slot in self._slot_of_fd.items()):
+            raise InternalError("a socket without a stream stands in another's place")
