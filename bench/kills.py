@@ -1,9 +1,9 @@
 """Claim: workers and control processes may be killed at any moment; no stream loses or repeats a byte, and nothing leaks.
 
-A network of five nodes with two workers each; downloads, uploads, half-closes, resets and closes by SOCKS5 and HTTP CONNECT, greetings
-sent in halves or abandoned, new circuits for new isolation keys; and SIGKILL after SIGKILL at seeded random moments. Reported:
-streams by kind and end, requests refused while they were being opened, the longest pause, what recovery repaired, packet
-numbers seen at a tap on the loopback interface (none may come twice under one key), and what is left when all is quiet.
+A network of five nodes with two workers each; downloads, uploads, half-closes, resets and closes by SOCKS5 and HTTP CONNECT,
+greetings sent in halves or abandoned, new circuits for new isolation keys; and SIGKILL after SIGKILL at seeded random moments.
+Reported: streams by kind and end, requests refused while they were being opened, the longest pause, what recovery
+repaired, packet numbers seen at a tap on the loopback interface (none may come twice under one key), and what is left in the end.
 Ends with 1 when anything is as it must not be.
 
     python -m bench.kills [--kills 1000] [--gap 0.6] [--mib 32] [--rate 4] [--pause 1.0] [--settle 150] [--seed 1] [--json]

@@ -1,4 +1,4 @@
-"""What a test network's nodes hold: memory, descriptors, streams, circuits, sessions, counters; and whether a series of it grows."""
+"""What a test network's nodes hold: memory, descriptors, streams, circuits, sessions, counters; and whether a series grows."""
 
 import json
 import math

@@ -68,9 +68,15 @@ class Target:
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, struct.error):
             kind, size = REQUEST.unpack(connection.recv(REQUEST.size, socket.MSG_WAITALL))
-            {b"D": self._send, b"U": self._take, b"H": self._half, b"C": self._close, b"R": self._reset, b"X": self._expect}[kind](
-                connection, size
-            )
+            answers = {
+                b"D": self._send,
+                b"U": self._take,
+                b"H": self._half,
+                b"C": self._close,
+                b"R": self._reset,
+                b"X": self._expect,
+            }
+            answers[kind](connection, size)
 
     @staticmethod
     def _send(connection: socket.socket, size: int) -> None:
