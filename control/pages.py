@@ -63,8 +63,8 @@ class Pages:
 
     def __init__(self, statistics_fd: int, node_fd: int, workers: int) -> None:
         self._workers = workers
-        self._statistics = _map(statistics_fd, statistics_columns(workers))
-        self._node = _map(node_fd, node_columns(workers))
+        self._statistics = map_columns(statistics_fd, statistics_columns(workers))
+        self._node = map_columns(node_fd, node_columns(workers))
 
     def counters(self) -> list[dict[str, int]]:
         """Counters of each worker by name."""
@@ -99,7 +99,8 @@ class Pages:
         )
 
 
-def _map(fd: int, columns: Sequence[Column]) -> Columns | None:
+def map_columns(fd: int, columns: Sequence[Column]) -> Columns | None:
+    """The columns in the supervisor's memory, to read only; None for a descriptor of -1. Raises InternalError."""
     if fd < 0:
         return None
     size = DATA_OFFSET + offsets(columns)[1]

@@ -8,6 +8,7 @@ It inherits what it needs as descriptors, named by NYX_CONTROL_FDS, a JSON objec
     statistics  descriptor of the statistics' memory, or null
     node        descriptor of the process table's memory, or null
     filter      its filter of system calls in base64, empty where there can be none, or null: it does not seal itself
+    versions    descriptor of the memory of the configuration's versions, or null: the files are all that is known
     admin       descriptor of the listening admin socket, or a path to bind, or null: the configuration's path
 
 It owns nothing that must survive it: when it dies the supervisor starts another with the same descriptors. It dies with the
@@ -31,10 +32,12 @@ from setproctitle import setproctitle
 
 from control import logs, observe, server
 from control.channel import Channel, Supervisor
-from control.pages import Pages
+from control.pages import Pages, map_columns
+from control.reload import Reloader
 from control.seal import seal
 from control.service import Service
-from nyx.config import Config, load
+from nyx.committed import Committed, committed_columns
+from nyx.config import Config, from_settings, load
 from nyx.errors import ConfigError, NyxError
 from nyx.logline import Style
 
@@ -50,13 +53,14 @@ def main() -> int:
     logs.configure(Style())
     try:
         inherited = parse(os.environ.pop(VARIABLE, ""))
-        config = load(Path(inherited["config"]), environ=os.environ)
+        committed = _committed(inherited["versions"])
+        config = _in_force(committed) or load(Path(inherited["config"]), environ=os.environ)
         logs.configure(config.log)
         pages = Pages(_descriptor(inherited["statistics"]), _descriptor(inherited["node"]), len(inherited["workers"]))
         if not _tie_to_parent(pages):
             return 0
         setproctitle(f"nyxd: control ({config.node.alias})")
-        asyncio.run(_run(config, inherited, pages))
+        asyncio.run(_run(config, inherited, pages, committed))
     except ConfigError as error:
         for problem in error.problems:
             _log.error("%s", problem)
@@ -75,16 +79,34 @@ def parse(text: str) -> dict[str, Any]:
         raise ConfigError([f"{VARIABLE} is not JSON: nyxd starts this process, nobody else"]) from error
     if not isinstance(value, dict) or not isinstance(value.get("config"), str) or not isinstance(value.get("workers"), list):
         raise ConfigError([f"{VARIABLE} lacks config or workers"])
-    numbers = [*value["workers"], *(value[name] for name in ("supervisor", "statistics", "node") if value.get(name) is not None)]
+    numbers = [
+        *value["workers"],
+        *(value[name] for name in ("supervisor", "statistics", "node", "versions") if value.get(name) is not None),
+    ]
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ConfigError([f"{VARIABLE} names a descriptor that is no number"])
     if not isinstance(value.get("filter"), str | None):
         raise ConfigError([f"{VARIABLE} has a filter that is no text"])
-    return {"admin": None, "supervisor": None, "statistics": None, "node": None, "filter": None} | value
+    return dict.fromkeys(("admin", "supervisor", "statistics", "node", "versions", "filter")) | value
 
 
 def _descriptor(value: int | None) -> int:
     return -1 if value is None else value
+
+
+def _committed(fd: int | None) -> Committed | None:
+    """The versions of the configuration, where the supervisor keeps them."""
+    columns = map_columns(_descriptor(fd), committed_columns())
+    found = Committed(columns) if columns else None
+    return found if found and found.word else None
+
+
+def _in_force(committed: Committed | None) -> Config | None:
+    """The configuration in force: what the files say by now may be another, or nothing that can be read."""
+    if committed is None:
+        return None
+    version = committed.text_of(committed.word)
+    return from_settings(version.settings, version.origins)
 
 
 def _tie_to_parent(pages: Pages) -> bool:
@@ -94,11 +116,15 @@ def _tie_to_parent(pages: Pages) -> bool:
     return table is None or table.supervisor in (0, os.getppid())
 
 
-async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages) -> None:
+async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages, committed: Committed | None) -> None:
     channels = [Channel(i, socket.socket(fileno=fd)) for i, fd in enumerate(inherited["workers"])]
     supervisor = None if inherited["supervisor"] is None else Supervisor(socket.socket(fileno=inherited["supervisor"]))
+    reloader = None
+    if supervisor and committed:
+        reloader = Reloader(Path(inherited["config"]), committed, supervisor, channels, pages, config.node.alias)
+        supervisor.on_notice = reloader.on_notice
     with _listener(inherited["admin"], config) as listener:
-        service = Service(config, channels, pages, supervisor)
+        service = Service(config, channels, pages, supervisor, reloader)
         if (program := inherited["filter"]) is not None:
             service.sealed = seal(program, inspect=config.node.inspect)
         asked = [*channels, supervisor] if supervisor else channels

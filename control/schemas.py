@@ -35,6 +35,7 @@ class Process:
     restarts: int
     state: str  # "running", "unreachable" (does not answer) or "down"
     sealed: list[str] | None = None  # names of nyx.sealing.Seal that took effect; null: not told yet
+    config: int | None = None  # version of the configuration that a worker runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Status(Document):
     upgrades: int  # times that the node has replaced its code since it started
     processes: list[Process]
     warnings: list[str]
+    config: int | None = None  # version of the configuration in force
+    waiting: list[str] = field(default_factory=list)  # keys whose new values need a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,99 @@ class Upgraded(Document):
     streams: int  # that went on; after draining none
 
 
+# ---------------------------------------------------------------- the configuration of a running node
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """One key that differs; `effect` says from when a change holds, or that it needs a restart."""
+
+    key: str
+    old: Any
+    new: Any
+    live: bool
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerVersion:
+    """The version that a worker says it runs; 0: it does not answer."""
+
+    worker: int
+    config: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reload(Document):
+    """What a reload did: `config` is the version in force, `waiting` is wanted by the files and needs a restart."""
+
+    SCHEMA: ClassVar[str] = "nyx.reload"
+    alias: str
+    file: str
+    config: int
+    previous: int
+    changed: bool
+    applied: list[ConfigChange]
+    waiting: list[ConfigChange]
+    workers: list[WorkerVersion]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key with its value and where that comes from."""
+
+    key: str
+    value: Any
+    origin: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningConfig(Document):
+    """Every key as the node runs with it, and what waits for a restart."""
+
+    SCHEMA: ClassVar[str] = "nyx.running-config"
+    alias: str
+    file: str
+    config: int  # version
+    time: int  # Unix seconds at which it came into force
+    origin: str  # what asked for it
+    settings: list[Setting]
+    waiting: list[ConfigChange]
+    state_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDiff(Document):
+    """Keys whose value in the files is another than in the version that runs."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-diff"
+    alias: str
+    file: str
+    config: int
+    changes: list[ConfigChange]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigVersion:
+    """One version that was in force, and what it changed."""
+
+    config: int
+    time: int
+    origin: str
+    changes: list[ConfigChange]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigHistory(Document):
+    """The versions that are kept, newest first; `running` is null where no node runs."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-history"
+    state_dir: str
+    running: int | None
+    versions: list[ConfigVersion]
+
+
 # ---------------------------------------------------------------- what needs no running node
 
 
@@ -246,22 +342,35 @@ class ConfigCheck(Document):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One key with its value and where that comes from."""
-
-    key: str
-    value: Any
-    origin: str
-    about: str
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigShow(Document):
     """Every key in force."""
 
     SCHEMA: ClassVar[str] = "nyx.config"
     file: str
     settings: list[Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigValue(Document):
+    """One key: its value, where that comes from, what it may be and what a change of it needs."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-value"
+    key: str
+    value: Any
+    origin: str
+    about: str
+    allowed: str
+    live: str  # empty: needs a restart
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigEdit(Document):
+    """Files that were written, what they say now, and what a running node made of it (null: none runs)."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-edit"
+    files: list[str]
+    changes: list[ConfigChange]
+    reload: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,8 +475,9 @@ class Error(Document):
 DOCUMENTS: Final[dict[str, type[Document]]] = {
     cls.SCHEMA: cls
     for cls in (
-        Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, Paths, Version,
-        Keys, Testnet, Demo, Schemas, MonitoringFile, Error,
+        Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
+        ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, Paths, Version, Keys, Testnet, Demo,
+        Schemas, MonitoringFile, Error,
     )
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from control import health, schemas
 from control.channel import RESTART_DEADLINE, UPGRADE_DEADLINE, Channel, Supervisor, WorkerRefusedError, WorkerSilentError
 from control.pages import Pages, Processes
+from control.reload import Reloader
 from control.wire import Refusal
 from nyx import __version__, sealing
 from nyx.config import Config
@@ -30,13 +31,21 @@ Args = Mapping[str, Any]
 class Service:
     """All operations of one node's admin socket; `handle` is the way in."""
 
-    def __init__(self, config: Config, channels: Sequence[Channel], pages: Pages, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        channels: Sequence[Channel],
+        pages: Pages,
+        supervisor: Supervisor | None = None,
+        reloader: Reloader | None = None,
+    ) -> None:
         self._config = config
         self._channels = channels
         self._pages = pages
         self._supervisor = supervisor
         self.sealed = UNTOLD  # this process
         self.notices: list[Callable[[], str | None]] = []  # each tells what the user should know of the control process, or None
+        self._reloader = reloader
         self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
             "status": self._status,
             "stats": self._stats,
@@ -47,6 +56,8 @@ class Service:
             "restart": self._restart,
             "upgrade": self._upgrade,
         }
+        if reloader:
+            self._operations |= reloader.operations
 
     async def handle(self, op: str, args: Args) -> schemas.Document:
         """The document that answers. Raises Refusal."""
@@ -75,6 +86,7 @@ class Service:
         table = self._pages.processes()
         stages = [str(data.get("stage")) for data in answers.values()] + [Stage.STARTING] * len(silent)
         stage = min((s if s in _ORDER else str(Stage.STARTING) for s in stages), key=_ORDER.index, default=str(Stage.STARTING))
+        version = self._reloader.running if self._reloader else None
         node, listen = self._config.node, self._config.proxy.listen
         warnings = health.warnings(table, silent, time.monotonic_ns())
         warnings += [str(text) for data in answers.values() for text in data.get("warnings", [])]
@@ -103,6 +115,8 @@ class Service:
             upgrades=table.upgrades if table else 0,
             processes=_processes(table, self.sealed, answers, silent),
             warnings=list(dict.fromkeys(warnings)),
+            config=version.number if version else None,
+            waiting=sorted(version.waiting) if version else [],
         )
 
     def _unsealed(self, table: Processes | None) -> list[str]:
@@ -224,8 +238,9 @@ def _processes(table: Processes | None, own: int, answers: Mapping[int, Args], s
         life = table.workers[worker] if table and worker < len(table.workers) else None
         pid = int(answers[worker].get("pid", 0)) if worker in answers else life.pid if life else 0
         condition = "running" if worker in answers else "unreachable" if pid else "down"
+        version = answers[worker].get("config") or None if worker in answers else None
         restarts, seal = (life.restarts, life.sealed) if life else (0, 0)
-        rows.append(schemas.Process(f"worker {worker}", pid or None, restarts, condition, sealed(seal)))
+        rows.append(schemas.Process(f"worker {worker}", pid or None, restarts, condition, sealed(seal), version))
     for worker, life in enumerate(table.workers if table else ()):
         if life.keeper:
             rows.append(schemas.Process(f"keeper {worker}", life.keeper, 0, "running", sealed(life.keeper_sealed)))

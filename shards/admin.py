@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nyx.crypto.suites import SUITE_AEGIS128L
-from nyx.errors import RemoteProtocolError
+from nyx.errors import NyxError, RemoteProtocolError
 from nyx.wire import admin, envelope
 from nyx.wire.codes import DestroyReason
 from shards.link import Link, LinkState
@@ -62,6 +62,8 @@ class Admin:
             return [admin.Answer(request.id, {"worker": index, "pid": os.getpid()}).encode()]
         if request.op is admin.Op.STATUS:
             return [admin.Answer(request.id, self._status()).encode()]
+        if request.op is admin.Op.PREPARE:
+            return [self._prepare(request).encode()]
         if request.op is admin.Op.CIRCUITS:
             return admin.answer_rows(request.id, "circuits", [{**row, "worker": index} for row in worker.desk.describe(now)])
         if request.op is admin.Op.STREAMS:
@@ -86,7 +88,18 @@ class Admin:
             "circuits_ready": ready,
             "streams": int(np.count_nonzero(worker.context.columns["streams"]["state"])),
             "warnings": warnings,
+            "config": worker.settings.number,
         }
+
+    def _prepare(self, request: admin.Request) -> admin.Answer:
+        number = request.args.get("version")
+        if type(number) is not int:
+            return admin.Answer(request.id, error="version must be a number")
+        try:
+            self._worker.settings.prepare(number)
+        except NyxError as error:
+            return admin.Answer(request.id, error=f"worker {self._worker.context.index} cannot take it: {error}")
+        return admin.Answer(request.id, {"version": number})
 
     def _streams(self, now: int, *, show: bool) -> list[Mapping[str, Any]]:
         circuit_of = self._worker.batch.circuit_of

@@ -55,6 +55,7 @@ class OwnCircuit:
     connection: int = -1
     ready_at: int = 0
     used: int = 0  # when a stream took it last
+    timely: bool = True  # the configuration and the directory in force would build it again
 
     @property
     def ready(self) -> bool:
@@ -98,6 +99,7 @@ class ClientCircuits:
         self._warning: str | None = None
         for row in np.flatnonzero((rows.rows["state"] == LIVE) & (rows.rows["role"] == ROLE_CLIENT)).tolist():
             self._all.append(self._adopt(row))
+        self.on_settings()
 
     def _adopt(self, row: int) -> OwnCircuit:
         """A circuit of the last life: it goes on serving whom it served."""
@@ -125,11 +127,21 @@ class ClientCircuits:
         return found.connection
 
     def _serving(self, isolation: bytes, now: int) -> OwnCircuit | None:
-        young = [c for c in self._all if c.ready and c.isolation == isolation and now - c.ready_at < TAKES_STREAMS]
+        young = [c for c in self._all if c.isolation == isolation and self._takes_streams(c, now)]
         return min(young, key=lambda c: self._streams_on(c.connection), default=None)
 
     def _spare(self, now: int) -> OwnCircuit | None:
-        return next((c for c in self._all if c.ready and c.isolation is None and now - c.ready_at < TAKES_STREAMS), None)
+        return next((c for c in self._all if c.isolation is None and self._takes_streams(c, now)), None)
+
+    def _takes_streams(self, circuit: OwnCircuit, now: int) -> bool:
+        return circuit.ready and circuit.timely and now - circuit.ready_at < TAKES_STREAMS
+
+    def on_settings(self) -> None:
+        """Another version of the configuration, or another directory: circuits that it would not build take no new stream."""
+        hops, known = self._context.config.path.hops, self._context.snapshot.by_id
+        self._guard = None  # is read again: it may have left the network
+        for circuit in self._all:
+            circuit.timely = len(circuit.path) == hops and all(known(node.id) for node in circuit.path)
 
     def hurry(self, now: int) -> bool:
         """Whether somebody waits for a circuit that no build is under way for."""
@@ -142,12 +154,12 @@ class ClientCircuits:
         for circuit in list(self._all):
             if not circuit.ready and now >= circuit.due:
                 self._failed(circuit, now, "a circuit's build was not answered in time")
-            elif circuit.ready and now - circuit.ready_at > TAKES_STREAMS and self._streams_on(circuit.connection) == 0:
+            elif circuit.ready and not self._takes_streams(circuit, now) and self._streams_on(circuit.connection) == 0:
                 self.close(circuit, DestroyReason.NONE)
         self._wanted = {key: until for key, until in self._wanted.items() if until > now}
         if now < self._not_before:
             return
-        spare = sum(c.isolation is None for c in self._all)
+        spare = sum(c.isolation is None and c.timely for c in self._all)
         missing = self._context.config.path.circuits_ahead + len(self._wanted) - spare
         building = sum(not c.ready for c in self._all)
         wanted = min(missing, BUILDS_AT_ONCE - building)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from nyx.columns import Column, Columns, layout_digest, offsets
+from nyx.committed import committed_columns
 from nyx.config import Config
 from nyx.errors import InternalError, NyxError
 from nyx.files import PRIVATE
@@ -36,7 +37,9 @@ T = TypeVar("T")
 Entropy = Callable[[int], bytes]
 
 BACKLOG: Final = 128
-SHARED: Final = ("packets", "statistics", "node")  # memory of all workers, beside one for each
+SHARED: Final = ("packets", "statistics", "node", "versions")  # memory of all workers, beside one for each
+
+READABLE: Final = ("statistics", "node", "versions")  # by the control process
 
 
 class StartError(NyxError):
@@ -47,6 +50,7 @@ def memory_layouts(workers: int, config: Config, own: Sequence[Column]) -> dict[
     """The columns of every memory by its name."""
     shared = [*pool_columns(workers, config.limits.pool_packets), *ring_columns(workers), *seen_columns(workers)]
     common = {"packets": shared, "statistics": statistics_columns(workers), "node": node_columns(workers)}
+    common["versions"] = committed_columns()
     return common | {f"worker-{index}": list(own) for index in range(workers)}
 
 
@@ -62,7 +66,7 @@ class Holdings:
         self.config = config
         self.locks: list[int] = []
         self.memories: dict[str, Memory] = {}
-        self.readers: dict[str, int] = {}  # of "statistics" and "node", for the control process
+        self.readers: dict[str, int] = {}  # of READABLE
         self.sockets: dict[str, list[socket.socket]] = {}
         self.events: tuple[int, ...] = ()
         self.stops: tuple[int, ...] = ()
@@ -101,7 +105,7 @@ class Holdings:
     def _make_memory(self, workers: int, own: Sequence[Column]) -> None:
         for name, columns in memory_layouts(workers, self.config, own).items():
             self.memories[name] = Memory.create(f"nyx-{name}", columns)
-        self.readers = {name: self.memories[name].open_reader() for name in ("statistics", "node")}
+        self.readers = {name: self.memories[name].open_reader() for name in READABLE}
 
     def _draw(self, entropy: Entropy, wall: int, workers: int) -> None:
         self.multiplier = draw_multiplier(entropy)

@@ -34,13 +34,14 @@ class Checked(NamedTuple):
     config: Config
     keys: StaticKeys | None
     snapshot: Snapshot
+    directory: bytes  # the snapshot as it was read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     options = _parse(arguments)
     try:
-        file = options.config or _default_file()
+        file = (options.config or _default_file()).absolute()
         settings = dict(options.set or ())
         checked = check(file, settings, write=not (options.check or options.plan))
         if options.check:
@@ -68,6 +69,7 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     config = _load_as_user(file, flags, write=write)
     problems: list[str] = []
     keys = snapshot = None
+    data = b""
     try:
         if write:
             for folder in (config.node.state_dir, config.node.run_dir):
@@ -78,7 +80,9 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
     try:
         pin = config.pin_file if config.pin_file.exists() or (write and not problems) else None
         directory = FileDirectory(config.directory.file, config.directory.signers, config.directory.threshold, pin)
-        snapshot = directory.snapshot(int(time.time()))
+        data = directory.read()
+        snapshot = directory.verified(data, int(time.time()))
+        directory.pin(snapshot)
     except DirectoryError as error:
         problems.append(f"{config.directory.file}: {error}")
     except OSError as error:
@@ -86,7 +90,7 @@ def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
         raise NyxError(f"{config.pin_file}: cannot be written: {why}; make room, or let this user write there") from error
     if problems or snapshot is None:
         raise ConfigError(problems)
-    return Checked(config, keys, snapshot)
+    return Checked(config, keys, snapshot, data)
 
 
 def _load_as_user(file: Path, flags: dict[str, str], *, write: bool) -> Config:
@@ -128,9 +132,10 @@ def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: boo
     prepare(lambda text: say.say("info", text))
     plan = Plan(
         config=checked.config,
-        config_file=file.absolute(),
+        config_file=file,
         keys=checked.keys,
         snapshot=checked.snapshot,
+        directory=checked.directory,
         main=worker_main,
         columns=worker_columns(checked.config),
         control=[sys.executable, "-m", "control.process"],

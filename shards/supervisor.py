@@ -33,17 +33,18 @@ from nyx.config import Config
 from nyx.crypto.keys import StaticKeys
 from nyx.path.directory import Snapshot
 from nyx.wire.orders import Message, Notice, Order
-from shards import handover
+from shards import handover, poller
 from shards.context import Entropy, WorkerContext
 from shards.health import Conditions, birth_condition
 from shards.holdings import Holdings, StartError, memory_layouts
 from shards.keeper import Main, keep
-from shards.orders import OrderRefusedError, Orders
+from shards.orders import Handler, OrderRefusedError, Orders
 from shards.process import Child, Watch, default_signals, die_with, fork, name_process, package_environment
 from shards.pulse import Pulse
 from shards.replacement import Replacement
 from shards.say import say, speak_as
 from shards.seal import check_lock, make_filters, raise_lock_limit, seal_supervisor, wipe
+from shards.versions import Versions
 
 WORKERS_MOST: Final = 4
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
@@ -68,6 +69,7 @@ class Plan:
     control: Sequence[str]  # command of the control process; empty: none
     entropy: Entropy
     wall: int  # Unix seconds
+    directory: bytes = b""  # what the snapshot was read from; empty: versions of the configuration are not kept
     offload: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)  # flags: the control process gets them as its environment
     command: Sequence[str] = ()  # of this program, to execute it anew; empty: it cannot be upgraded
@@ -109,6 +111,8 @@ class Supervisor:
         else:
             self.held = Holdings.adopt(plan.config, state["held"], memory_layouts(self.workers, plan.config, plan.columns))
         self.shared = self.held.shared
+        self._versions = Versions(self.shared, plan.config.node.state_dir, self._wake)
+        self._begin_version()
         self._announced = state is not None
         self._pulse = Pulse(self.shared, self.workers)
         self._births = Conditions()
@@ -117,12 +121,30 @@ class Supervisor:
         if plan.control:
             self._children.append(Child("control", self._start_control, self._control_changed))
         self.watch = Watch(self._children, [signal.SIGTERM, signal.SIGINT], {signal.SIGHUP: self._on_hangup})
-        table = {Order.RESTART: self._restart, Order.UPGRADE: self._upgrade}
+        table: dict[Order, Handler] = {
+            Order.RESTART: self._restart,
+            Order.UPGRADE: self._upgrade,
+            Order.STAGE_CONFIG: lambda order: self._versions.stage(order.args),
+            Order.COMMIT_CONFIG: lambda order: self._versions.commit(order.args),
+        }
         self._orders = Orders(self.held.sockets["orders"][0], table)
         self._replacement = Replacement(plan, self.held, self.watch, self._orders, self._ends, self._children)
         self._adopted = state is not None
         if state is not None:
             self._adopt_children(state)
+
+    def _begin_version(self) -> None:
+        """Put the configuration of this start in force, before anybody is there who reads it."""
+        plan = self.plan
+        if plan.directory:
+            warning = self._versions.begin(plan.config, plan.snapshot, plan.directory, plan.wall)
+            if warning:
+                say("warning", warning)
+
+    def _wake(self) -> None:
+        """Let every worker have a turn."""
+        for event in self.held.events:
+            poller.signal(event)
 
     # ------------------------------------------------------------ children
 
@@ -176,6 +198,7 @@ class Supervisor:
             "statistics": held.readers["statistics"],
             "node": held.readers["node"],
             "filter": base64.b64encode(self._filters.programs.get("control", b"")).decode(),
+            "versions": held.readers["versions"],
             "config": str(self.plan.config_file),
         }
         pid = fork()

@@ -41,6 +41,7 @@ from shards.pool import Pool
 from shards.process import open_descriptors
 from shards.ring import Rings
 from shards.sessions import SessionRows, offered_suites, peer_columns
+from shards.settings import Settings
 from shards.tables import circuit_columns, circuit_table, session_table
 from shards.udp import (
     BATCH,
@@ -96,8 +97,11 @@ class Worker:
 
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
-        columns, config = context.columns, context.config
+        columns = context.columns
         repaired = _sweep(context)
+        self.settings = Settings(context)
+        self.settings.begin()
+        config = context.config
         now = time.monotonic_ns()
         secret = int.from_bytes(context.boot_secret[:8], "big")
         rings = Rings(context.shared, context.index, context.workers, context.events)
@@ -123,7 +127,8 @@ class Worker:
         self.rings = rings
         self.streams = Streams(columns, STREAM_RING, context.entropy)
         self.poller = Poller()
-        session_rows = SessionRows(context, sessions, offered_suites(config.suite.prefer, _available()))
+        self.available = _available()
+        session_rows = SessionRows(context, sessions, offered_suites(config.suite.prefer, self.available))
         self.links = Links(context, self.batch, session_rows, self.batch.post)
         circuit_rows = CircuitRows(columns, circuits, context.entropy)
         policy = Policy.parse(config.exit.policy) if config.node.role == "exit" else None
@@ -183,6 +188,8 @@ class Worker:
         """One round of everything that has something to do: a relay's turn ends with its queue, and touches no stream."""
         ready = self.poller.wait(self._patience())
         now = time.monotonic_ns()
+        if self.settings.due:
+            self.settings.take(self)
         self._active = False
         packets = self._on_ready(ready, now) if ready else False
         for _ in range(_RECEIVES if packets else 0):

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from control import client
-from control.cli.state import EXIT_DENIED, EXIT_FAILURE, EXIT_TIMEOUT, EXIT_UNREACHABLE, Failure, State
+from control.cli.state import EXIT_CONFIG, EXIT_DENIED, EXIT_FAILURE, EXIT_TIMEOUT, EXIT_UNREACHABLE, Failure, State
 from control.places import default_sockets, load_record, program, testnet_dir
 
-_EXIT_OF: Final = {"denied": EXIT_DENIED, "timeout": EXIT_TIMEOUT, "unreachable": EXIT_UNREACHABLE}
+_EXIT_OF: Final = {"denied": EXIT_DENIED, "timeout": EXIT_TIMEOUT, "unreachable": EXIT_UNREACHABLE, "config": EXIT_CONFIG}
 
 
 def find_socket(state: State) -> Path:
@@ -45,10 +45,10 @@ def _testnet_socket(alias: str) -> Path:
     return Path(nodes[alias]["socket"])
 
 
-def ask(state: State, op: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The document that the node answers. Raises Failure."""
+def ask(state: State, op: str, args: Mapping[str, Any] | None = None, timeout: float = client.TIMEOUT) -> dict[str, Any]:
+    """The document that the node answers, within `timeout` seconds unless the options say otherwise. Raises Failure."""
     try:
-        return client.ask(find_socket(state), op, args, state.timeout or client.TIMEOUT)
+        return client.ask(find_socket(state), op, args, state.timeout or timeout)
     except client.ClientError as error:
         if error.code == "unreachable" and not (state.socket or state.node or state.config):
             looked = ", ".join(map(str, default_sockets(os.environ)))

@@ -48,6 +48,14 @@ def _wait(state: State) -> dict[str, Any]:
         time.sleep(_PAUSE)
 
 
+def config_lines(status: dict[str, Any]) -> list[str]:
+    """The configuration's version, and what of the files waits for a restart."""
+    if not status.get("config"):
+        return []
+    waiting = status.get("waiting", [])
+    return [f"config   version {status['config']}" + (f"  {', '.join(waiting)}: needs a restart" if waiting else "")]
+
+
 def lines(status: dict[str, Any]) -> list[str]:
     """The status for people."""
     ready = (
@@ -69,6 +77,7 @@ def lines(status: dict[str, Any]) -> list[str]:
         + (f"  upgraded {status['upgrades']} x" if status["upgrades"] else ""),
         f"state    {ready}  {plural(status['links'], 'link')}, {circuits}, {plural(status['streams'], 'stream')}",
         f"proxy    {proxy}",
+        *config_lines(status),
         f"health   {plural(len(status['warnings']), 'warning') if status['warnings'] else 'no warnings'}",
     ]
     found += [f"         {style('!', fg='yellow')} {warning}" for warning in status["warnings"]]

@@ -272,17 +272,28 @@ class FileDirectory:
 
     def snapshot(self, wall: int) -> Snapshot:
         """Read, verify, and pin what is newer than the pin. Raises DirectoryError, OSError when the pin cannot be written."""
+        found = self.verified(self.read(), wall)
+        self.pin(found)
+        return found
+
+    def read(self) -> bytes:
+        """What the file holds. Raises DirectoryError."""
         try:
-            data = read_bounded(self._file, SIZE_MAX)
+            return read_bounded(self._file, SIZE_MAX)
         except FileNotFoundError as error:
             raise DirectoryError(Reason.MISSING, f"there is no {self._file}") from error
         except ConfigError as error:
             raise DirectoryError(Reason.MALFORMED, "; ".join(error.problems)) from error
+
+    def verified(self, data: bytes, wall: int) -> Snapshot:
+        """The snapshot in these bytes, which nothing is pinned of yet. Raises DirectoryError."""
+        return verify(data, self._signers, self._threshold, wall, self._pin())
+
+    def pin(self, found: Snapshot) -> None:
+        """Remember a snapshot that is newer than the pin, so that none before it is believed again. Raises OSError."""
         pin = self._pin()
-        found = verify(data, self._signers, self._threshold, wall, pin)
         if self._pin_file and (pin is None or found.sequence > pin.sequence):
             write_whole(self._pin_file, found.pin.to_bytes())
-        return found
 
     def _pin(self) -> Pin | None:
         if self._pin_file is None:

@@ -18,6 +18,7 @@ Lists are cut into answers of at most MESSAGE_MAX bytes under the same id; all b
 | streams       | show_targets: bool (default false)    | {"streams": [StreamRow]}      |
 | peers         | none                                  | {"peers": [PeerRow]}          |
 | close_circuit | circuit: int, as numbered in circuits | {"closed": true}              |
+| prepare       | version: int, staged in shared memory | {"version": int}: ready to run |
 
 What a relay cannot know is null, what it must not tell is null too: hops are given for this node's own circuits only, a target
 for this node's own client streams only and only where show_targets is true. Ages are seconds, times to peers milliseconds.
@@ -43,6 +44,7 @@ class Op(StrEnum):
     STREAMS = "streams"
     PEERS = "peers"
     CLOSE_CIRCUIT = "close_circuit"
+    PREPARE = "prepare"
 
 
 class Stage(StrEnum):
@@ -98,6 +100,7 @@ class StatusData(TypedDict):
     circuits_ready: int  # own circuits that can take a stream now
     streams: int
     warnings: list[str]  # complete sentences for the operator
+    config: int  # version of the configuration that runs here; 0: the one of the start
 
 
 class HopRow(TypedDict):

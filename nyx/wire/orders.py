@@ -11,6 +11,8 @@ which nobody answers. Either side may be a new life on the same channel: an answ
 | ------- | --------------------------------- | --------------------------------------------------------------- |
 | restart | worker: int                       | {"pid": int}: of the worker's new life, once it runs             |
 | upgrade | drain: float, seconds; or null    | {"drained": bool, "changes": [str]}: just before it begins       |
+| stage_config  | settings, origins: objects by key; origin: str  | {"version": int, "new": bool}, or {"problems": [str]} |
+| commit_config | version: int, as it was staged                  | {"version": int}: it is in force                      |
 
 | notice | args | meaning                                       |
 | ------ | ---- | --------------------------------------------- |
@@ -33,6 +35,8 @@ class Order(StrEnum):
 
     RESTART = "restart"
     UPGRADE = "upgrade"
+    STAGE_CONFIG = "stage_config"
+    COMMIT_CONFIG = "commit_config"
 
 
 class Notice(StrEnum):

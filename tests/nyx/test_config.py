@@ -176,3 +176,49 @@ def test_any_text_for_any_key_gives_a_config_or_problems_that_name_keys(flags):
 def test_a_path_under_the_home_folder():
     text = GOOD.replace('"network"', '"~/network"')
     assert config.load(text, environ={"HOME": "/home/a"}).directory.file == Path("/home/a/network")
+
+
+def test_drop_ins_beside_the_file_win_over_it_in_the_order_of_their_names(tmp_path):
+    main, folder = tmp_path / "nyx.toml", tmp_path / "conf.d"
+    folder.mkdir()
+    main.write_text("[path]\nhops = 3\ncircuits_ahead = 3\n" + GOOD)
+    (folder / "10-first.toml").write_text("[path]\nhops = 4\n[node]\nstate_dir = 'state'\n")
+    (folder / "20-second.toml").write_text("[path]\n\nhops = 5\n")
+    (folder / "30-off.toml.bak").write_text("[path]\nhops = 6\n")
+    found = config.load(main, environ={"HOME": "/home/a"})
+    assert (found.path.hops, found.path.circuits_ahead) == (5, 3)
+    assert found.origins["path.hops"] == f"{folder}/20-second.toml:3"
+    assert found.node.state_dir == tmp_path / "state"
+    assert config.load(main, environ={"NYX_PATH_HOPS": "6"}).path.hops == 6
+
+
+def test_problems_of_all_files_come_at_once_in_the_order_of_files_and_lines(tmp_path):
+    main, folder = tmp_path / "nyx.toml", tmp_path / "conf.d"
+    folder.mkdir()
+    main.write_text("[path]\nhop = 3\ncircuits_ahead = 99\n" + GOOD)
+    (folder / "10.toml").write_text("[limits]\n\nstreams = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(main)
+    assert caught.value.problems == [
+        f'{main}:2  path.hop: unknown key, did you mean "hops"?',
+        f"{main}:3  path.circuits_ahead: 99 is above the range 0 to 64",
+        f"{folder}/10.toml:3  limits.streams: 1 is below the range 16 to 65536",
+    ]
+    (folder / "10.toml").write_text("[limits\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(main)
+    assert len(caught.value.problems) == 1
+    assert f"{folder}/10.toml:1  not TOML" in caught.value.problems[0]
+
+
+def test_brackets_without_end_are_a_problem_and_no_crash(tmp_path):
+    main = tmp_path / "nyx.toml"
+    main.write_text("a = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match="not TOML"):
+        config.load(main)
+
+
+def test_a_text_stands_for_a_file(tmp_path):
+    main = tmp_path / "nyx.toml"
+    main.write_text(GOOD)
+    assert config.load(main, instead={main: GOOD + "[path]\nhops = 6\n"}).path.hops == 6

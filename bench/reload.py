@@ -1,0 +1,214 @@
+"""What reloads cost: latency of a stream, packets lost and memory, with and without reloads of every node, under a full load.
+
+A download runs through the network all the time, and a byte goes back and forth on another stream. Quiet spells and spells in
+which every node takes a new version of its configuration take turns, so that what else this machine does hits both. Prints
+the percentiles of both, what was lost in each, the time that a reload takes, and the memory of all processes before and after.
+
+    python -m bench.reload [--reloads 1000] [--rate 20] [--spells 10] [--hops 3] [--json]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import struct
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from bench.network import Network, running_network
+from bench.stream import connect, processes, pss_kib, source
+from control import client
+
+_LOST: Final = ("ring_full", "send_failed", "pool_empty", "control_retransmitted")
+_WARM: Final = 50  # reloads before memory is looked at first
+_KEYS: Final = (1000, 1001)  # proxy.max_clients: a change that touches nothing else
+
+
+@dataclass
+class Spell:
+    """One kind of time: with reloads or without."""
+
+    trips: list[float] = field(default_factory=list)  # seconds
+    bytes: int = 0
+    seconds: float = 0.0
+    lost: dict[str, int] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """Percentiles and rates."""
+        trips = sorted(self.trips)
+        at = {f"p{share}": 1e6 * trips[min(len(trips) - 1, len(trips) * share // 100)] for share in (50, 90, 99)}
+        mbps = self.bytes * 8e-6 / self.seconds
+        return {"round_trip_us": at, "round_trips": len(trips), "download_mbps": mbps, "lost": self.lost}
+
+
+class Load:
+    """A download without end and a byte that goes back and forth, each in a thread; both know which spell it is."""
+
+    def __init__(self, port: int, proxy: int) -> None:
+        self.spell = Spell()
+        self._over = threading.Event()
+        self._port, self._proxy = port, proxy
+        self._threads = [threading.Thread(target=job, daemon=True) for job in (self._download, self._trips)]
+        self.failed: list[str] = []
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _download(self) -> None:
+        with connect(self._port, self._proxy) as stream:
+            stream.sendall(struct.pack(">Q", 1 << 50))
+            buffer = bytearray(1 << 20)
+            while not self._over.is_set():
+                count = stream.recv_into(buffer)
+                if not count:
+                    self.failed.append("the download ended")
+                    return
+                self.spell.bytes += count
+
+    def _trips(self) -> None:
+        with connect(self._port, self._proxy) as stream:
+            stream.sendall(struct.pack(">Q", 1))
+            stream.recv(1)
+            while not self._over.is_set():
+                start = time.perf_counter()
+                stream.sendall(b"x")
+                if not stream.recv(1):
+                    self.failed.append("the stream ended")
+                    return
+                self.spell.trips.append(time.perf_counter() - start)
+                time.sleep(0.001)
+
+
+class Nodes:
+    """All nodes of the network, their sockets and files."""
+
+    def __init__(self, network: Network) -> None:
+        rows = network.nodes()
+        self._sockets = [Path(row["socket"]) for row in rows]
+        self._files = [Path(row["config"]) for row in rows]
+        self._texts = [file.read_text() for file in self._files]
+        self._turn = 0
+        self.times: list[float] = []
+        self.done = 0
+
+    def reload(self) -> None:
+        """Every node takes another version, one after the other."""
+        self._turn += 1
+        line = f"[proxy]\nmax_clients = {_KEYS[self._turn % 2]}\n"
+        for socket, file, text in zip(self._sockets, self._files, self._texts, strict=True):
+            file.write_text(text.replace("[proxy]\n", line))
+            start = time.perf_counter()
+            said = client.ask(socket, "reload", timeout=30)
+            self.times.append(time.perf_counter() - start)
+            if not said["changed"] or any(worker["config"] != said["config"] for worker in said["workers"]):
+                raise RuntimeError(f"a reload did not reach all: {said}")
+            self.done += 1
+
+    def lost(self) -> dict[str, int]:
+        """Counters of lost and repeated packets, over all nodes."""
+        totals = [client.ask(socket, "stats")["total"] for socket in self._sockets]
+        names = [name for name in totals[0] if name in _LOST or name.startswith("dropped_")]
+        return {name: sum(total[name] for total in totals) for name in names}
+
+
+def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
+    """All spells, over one network."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        network = stack.enter_context(running_network(folder / "net", "--hops", str(options.hops), nodes=5))
+        names, nodes = processes(network), Nodes(network)
+        for _ in range(_WARM // len(network.nodes())):
+            nodes.reload()
+        nodes.times.clear()
+        warm, memory = nodes.done, _memory(names)
+        kinds = {"quiet": Spell(), "reloads": Spell()}
+        with Load(port, network.proxy_port) as load:
+            time.sleep(1)
+            for _ in range(options.spells):
+                for name, spell in kinds.items():
+                    _one_spell(load, spell, nodes, options, reloads=name == "reloads")
+            failed = load.failed
+        return {
+            "reloads": nodes.done - warm,
+            "reload_ms": {f"p{s}": 1e3 * sorted(nodes.times)[len(nodes.times) * s // 100] for s in (50, 99)},
+            "streams_lost": failed,
+            **{name: spell.report() for name, spell in kinds.items()},
+            "pss_mib_before": memory,
+            "pss_mib_after": _memory(names),
+        }
+
+
+def _one_spell(load: Load, spell: Spell, nodes: Nodes, options: argparse.Namespace, *, reloads: bool) -> None:
+    """One stretch of time of this kind, as long as its share of the reloads takes at the wanted rate."""
+    before, begun = nodes.lost(), time.monotonic()
+    load.spell = spell
+    rounds = max(1, options.reloads // options.spells // 5)
+    for turn in range(rounds):
+        if reloads:
+            nodes.reload()
+        time.sleep(max(0.0, begun + 5 * (turn + 1) / options.rate - time.monotonic()))
+    spell.seconds += time.monotonic() - begun
+    load.spell = Spell()  # what comes between two spells belongs to none
+    for name, count in nodes.lost().items():
+        if count > before[name]:
+            spell.lost[name] = spell.lost.get(name, 0) + count - before[name]
+
+
+def _memory(names: dict[int, str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for pid, name in names.items():
+        found[name] = found.get(name, 0.0) + pss_kib(pid) / 1024
+    return {name: round(size, 1) for name, size in sorted(found.items())} | {"all": round(sum(found.values()), 1)}
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the result as text."""
+    times, lost = result["reload_ms"], result["streams_lost"]
+    print(f"{result['reloads']} reloads, each {times['p50']:.1f} ms (p99 {times['p99']:.1f}); streams lost: {lost or 0}")
+    for name in ("quiet", "reloads"):
+        spell = result[name]
+        trips = "  ".join(f"{share} {value:6.0f} us" for share, value in spell["round_trip_us"].items())
+        print(f"{name:8} round trip {trips}  ({spell['round_trips']})  download {spell['download_mbps']:5.0f} Mbps")
+        print(f"{'':8} lost {spell['lost'] or 0}")
+    p99 = [result[name]["round_trip_us"]["p99"] for name in ("quiet", "reloads")]
+    print(f"p99 with reloads / without: {p99[1] / p99[0]:.3f}")
+    for name, size in result["pss_mib_after"].items():
+        print(f"{name:24} {result['pss_mib_before'][name]:7.1f} -> {size:7.1f} MiB")
+
+
+def main() -> None:
+    """Run as the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reloads", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=20.0, help="reloads a second, over all nodes")
+    parser.add_argument("--spells", type=int, default=10)
+    parser.add_argument("--hops", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    pid, port = source()
+    try:
+        result = measure(options, port)
+    finally:
+        os.kill(pid, 15)
+        os.waitpid(pid, 0)
+    if options.json:
+        print(json.dumps({"schema": "nyx.bench.reload", "version": 1, **result}, indent=1))
+    else:
+        report(result)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
