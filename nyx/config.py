@@ -74,6 +74,15 @@ class ProxyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SdkConfig:
+    """[sdk]: applications that use nyx.sdk; limits are a worker's."""
+
+    enabled: bool
+    max_clients: int
+    max_streams: int
+
+
+@dataclass(frozen=True, slots=True)
 class PathConfig:
     """[path]: how circuits are chosen."""
 
@@ -130,6 +139,7 @@ class Config:
     node: NodeConfig
     workers: WorkersConfig
     proxy: ProxyConfig
+    sdk: SdkConfig
     path: PathConfig
     exit: ExitConfig
     directory: DirectoryConfig
@@ -143,6 +153,11 @@ class Config:
     def control_socket(self) -> Path:
         """Unix socket of the control process."""
         return self.node.run_dir / "control.sock"
+
+    @property
+    def sdk_socket(self) -> Path:
+        """Unix socket of the applications that use nyx.sdk."""
+        return self.node.run_dir / "sdk.sock"
 
     @property
     def key_file(self) -> Path:
@@ -206,6 +221,10 @@ def _run_default(values: Values, environ: Mapping[str, str]) -> str:
     return run_home(environ, values.get("node.state_dir"))
 
 
+def _sdk_default(values: Values, _environ: Mapping[str, str]) -> bool:
+    return values.get("node.role") == "client" or values.get("proxy.listen") is not None
+
+
 def _proxy_default(values: Values, _environ: Mapping[str, str]) -> str:
     return "127.0.0.1:9750" if values.get("node.role") == "client" else "off"
 
@@ -225,6 +244,9 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("workers.pin", BOOLEAN, default=True, about="pin each worker to its core"),
     Key("proxy.listen", LISTEN, _proxy_default, 'SOCKS5 and HTTP CONNECT, loopback address and port, or "off"', "text"),
     Key("proxy.max_clients", integer(1, 65536), 1024, "connections to the proxy at one time"),
+    Key("sdk.enabled", BOOLEAN, _sdk_default, "serve applications that use nyx.sdk on run_dir/sdk.sock"),
+    Key("sdk.max_clients", integer(1, 1024), 16, "applications of the SDK at one time, per worker"),
+    Key("sdk.max_streams", integer(1, 65536), 256, "their streams at one time, per worker"),
     Key("path.hops", integer(1, 7), 3, "relays on a circuit"),
     Key("path.circuits_ahead", integer(0, 64), 2, "circuits kept ready"),
     Key("path.allow_loopback", BOOLEAN, default=False, about="relays on loopback addresses: test networks only"),
@@ -391,6 +413,7 @@ class _Loader:
             NodeConfig(**groups["node"]),
             WorkersConfig(**groups["workers"]),
             ProxyConfig(**groups["proxy"]),
+            SdkConfig(**groups["sdk"]),
             PathConfig(**groups["path"]),
             ExitConfig(**groups["exit"]),
             DirectoryConfig(**groups["directory"]),

@@ -41,6 +41,7 @@ class WorkerContext:
     snapshot: Snapshot  # verified
     udp: socket.socket  # bound member of the steered group; never closed
     proxy: tuple[socket.socket, ...]  # listening, the same for all workers: register with EPOLLEXCLUSIVE; () without a proxy
+    sdk: tuple[socket.socket, ...]  # listening for applications of the SDK, as `proxy`; () without
     control: socket.socket  # our end of the SEQPACKET channel from the control process; non-blocking
     columns: Columns  # this worker's own: what shards.worker.worker_columns named
     shared: Columns  # all workers': "packets", "rings", "sleeping", "builds_seen", "statistics", "node", "node_workers"

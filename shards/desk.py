@@ -37,7 +37,7 @@ _PASSED_ON: Final = frozenset(DestroyReason)
 
 
 class CircuitDesk:
-    """All circuits of a worker. `clients` is None for a worker that serves no proxy, `hops` for a node without keys."""
+    """All circuits of a worker. `clients` is None without proxy and SDK, `hops` for a node without keys."""
 
     def __init__(
         self, context: WorkerContext, batch: Batch, links: Links, rows: CircuitRows, streams: Streams, edge: Edge
@@ -51,7 +51,7 @@ class CircuitDesk:
         self._bad_seen = 0
         self.clients: ClientCircuits | None = None
         self.hops: Hops | None = None
-        if context.proxy:
+        if context.proxy or context.sdk:
             self.clients = ClientCircuits(
                 context, rows, links, links.suites, batch.statistics,
                 self._open_client, streams.streams_on, edge.on_circuit_ready, self.end_row,

@@ -60,7 +60,7 @@ def layout_digests(layouts: Mapping[str, Sequence[Column]]) -> dict[str, str]:
 
 
 class Holdings:
-    """All of it, of one node. Sockets by what they are for: udp, proxy, admin, channels, worker_ends, orders, control_end."""
+    """All of it, of one node. Sockets by what they are for: udp, proxy, admin, sdk, channels, worker_ends, orders, control_end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -124,7 +124,10 @@ class Holdings:
         sockets["proxy"] = []
         if listen := self.config.proxy.listen:
             sockets["proxy"] = [_bound(f"proxy {listen[0]} port {listen[1]}", lambda: _listen(*listen))]
-        sockets["admin"] = [_bound(str(self.config.control_socket), lambda: _listen_admin(self.config.control_socket))]
+        sockets["admin"] = [_listen_private(self.config.control_socket, socket.SOCK_STREAM)]
+        sockets["sdk"] = []
+        if self.config.sdk.enabled:
+            sockets["sdk"] = [_listen_private(self.config.sdk_socket, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)]
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers + 1)]
         sockets["orders"], sockets["control_end"] = [pairs[-1][0]], [pairs[-1][1]]
         sockets["channels"], sockets["worker_ends"] = [a for a, _ in pairs[:-1]], [b for _, b in pairs[:-1]]
@@ -167,7 +170,7 @@ class Holdings:
         held.events, held.stops = tuple(kept["events"]), tuple(kept["stops"])
         held.multiplier, held.started = kept["multiplier"], kept["started"]
         held.boot_secret = bytes.fromhex(kept["boot_secret"])
-        for end in (*held.sockets["udp"], *held.sockets["proxy"], *held.sockets["worker_ends"], *held.sockets["orders"]):
+        for end in (end for name in ("udp", "proxy", "sdk", "worker_ends", "orders") for end in held.sockets[name]):
             end.settimeout(0)
         for fd in held.descriptors():
             os.set_inheritable(fd, False)  # noqa: FBT003 (the standard library's form)
@@ -190,9 +193,10 @@ class Holdings:
         return layout_digests({name: memory.layout for name, memory in self.memories.items()})
 
     def close(self) -> None:
-        """Let everything go and remove the control socket's name."""
-        if self.sockets.get("admin"):
-            self.config.control_socket.unlink(missing_ok=True)
+        """Let everything go and remove the names of the unix sockets."""
+        for name, path in (("admin", self.config.control_socket), ("sdk", self.config.sdk_socket)):
+            if self.sockets.get(name):
+                path.unlink(missing_ok=True)
         for sock in (sock for socks in self.sockets.values() for sock in socks):
             sock.close()
         self.sockets.clear()
@@ -240,17 +244,21 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _listen_admin(path: Path) -> socket.socket:
-    """The control socket: in a 0700 folder that is locked already, so a name found there is a dead node's."""
-    if path.is_socket():
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(sock.fileno(), PRIVATE)  # bind takes it over, so the name is never open to others
-        sock.bind(str(path))
-        path.chmod(PRIVATE)  # whatever the umask says
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+def _listen_private(path: Path, kind: int) -> socket.socket:
+    """A socket of this user's own: in a 0700 folder that is locked already, so a name found there is a dead node's."""
+
+    def listen() -> socket.socket:
+        if path.is_socket():
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX, kind)
+        try:
+            os.fchmod(sock.fileno(), PRIVATE)  # bind takes it over, so the name is never open to others
+            sock.bind(str(path))
+            path.chmod(PRIVATE)  # whatever the umask says
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    return _bound(str(path), listen)

@@ -140,7 +140,7 @@ class _Keeper:
 
 
 def _needed(context: WorkerContext) -> set[int]:
-    sockets = (context.udp, *context.proxy, context.control)
+    sockets = (context.udp, *context.proxy, *context.sdk, context.control)
     return {*(sock.fileno() for sock in sockets), *context.events, context.stop}
 
 

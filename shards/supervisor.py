@@ -158,6 +158,7 @@ class Supervisor:
             snapshot=plan.snapshot,
             udp=held.sockets["udp"][index],
             proxy=tuple(held.sockets["proxy"]),
+            sdk=tuple(held.sockets["sdk"]),
             control=held.sockets["worker_ends"][index],
             columns=held.own(index),
             shared=self.shared,

@@ -6,6 +6,7 @@ the whole batch (`shards/batch.py`); Python decides what happens next. State is 
 that dies is started again on it. Source: docs/architecture.md, "A packet's day".
 """
 
+import hashlib
 import select
 import time
 from typing import Any, Final
@@ -33,6 +34,7 @@ from shards.desk import CircuitDesk
 from shards.edge.edge import Edge
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused
+from shards.edge.sdk import Welcoming
 from shards.edge.table import edge_columns, live_sockets, socket_inode
 from shards.links import Links
 from shards.messages import unpack_secrets
@@ -80,7 +82,7 @@ def worker_columns(config: Config) -> list[Column]:
         *circuit_columns(limits.circuits),
         *filter_columns(FILTER_BUCKETS),
         *stream_columns(limits.connections, limits.streams, STREAM_RING),
-        *edge_columns(limits.streams),
+        *edge_columns(limits.streams, guests=config.sdk.max_clients),
     ]
 
 
@@ -135,6 +137,7 @@ class Worker:
         self.edge = Edge(
             self.poller.epoll, self.streams, columns, STREAM_RING,
             listeners=context.proxy, open_circuit=self._open_circuit, policy=policy, max_clients=config.proxy.max_clients,
+            welcoming=self._welcoming(),
         )  # fmt: skip
         self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
         self.links.circuits = self.desk
@@ -159,6 +162,15 @@ class Worker:
         rooms = (rings, session_rows, self.links, circuit_rows, self.desk, self.edge)
         self.statistics[Counter.REPAIRS] += repaired + sum(room.repaired for room in rooms)
         self._on_asked(now)
+
+    def _welcoming(self) -> Welcoming:
+        """What applications of the SDK are told and allowed."""
+        context = self.context
+        boot = hashlib.sha256(b"nyx sdk boot" + context.boot_secret).hexdigest()[:16]
+        return Welcoming(context.sdk, boot, context.index, context.config.sdk.max_streams, self._circuits_ready)
+
+    def _circuits_ready(self) -> int:
+        return self.desk.clients.ready if self.desk.clients else 0
 
     # ------------------------------------------------------------ the loop
 

@@ -33,11 +33,13 @@ from shards.edge.pumps import Pumps
 from shards.edge.reasons import Reason
 from shards.edge.request import Refused
 from shards.edge.resolver import Resolver
+from shards.edge.sdk import SdkEdge, Welcoming
+from shards.edge.slots import SlotPumps
 from shards.edge.table import EdgeTable, Failure
 from shards.kernels import tcp
 
 _DESCRIPTORS_MAX: Final = 1 << 20
-_ROLES: Final = {edge.CLIENT: "client", edge.EXIT: "last"}
+_ROLES: Final = {edge.CLIENT: "client", edge.GUEST: "client", edge.EXIT: "last"}
 
 
 def _no_circuit(_isolation: bytes, _host: str, _port: int) -> int | Refused | None:
@@ -45,7 +47,7 @@ def _no_circuit(_isolation: bytes, _host: str, _port: int) -> int | Refused | No
 
 
 class Edge:
-    """Proxy and exit of one worker."""
+    """Proxy, applications of the SDK, and exit of one worker."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Edge:
         policy: Policy | None = None,
         max_clients: int = 1024,
         resolver: Resolver | None = None,
+        welcoming: Welcoming | None = None,
     ) -> None:
         self.table = EdgeTable(columns)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -66,6 +69,8 @@ class Edge:
         self.pumps = Pumps(streams, columns, ring, epoll, self.table, descriptors)
         self.core = Core(epoll, streams, self.table, self.pumps)
         self.client = ClientEdge(self.core, listeners, open_circuit, max_clients)
+        self.slots = SlotPumps(streams, columns, ring, self.table)
+        self.sdk = SdkEdge(self.core, self.slots, welcoming or Welcoming(), open_circuit)
         self.exit = ExitEdge(self.core, policy or Policy(()), resolver or Resolver())
         self._streams = streams
         self._rows = columns["streams"]
@@ -85,13 +90,15 @@ class Edge:
                 self.client.on_ready(fd, mask, now)
             elif self.exit.owns(fd):
                 self.exit.on_ready(fd, mask, now)
+            elif self.sdk.owns(fd):
+                self.sdk.on_ready(fd, mask, now)
 
     def on_event(self, kind: int, connection: int, stream: int, value: int, now: int) -> None:
         """One event of the streams."""
         if kind == events.OPENED:
             self.exit.on_opened(stream, connection, now)
         elif kind == events.RESULT:
-            self.client.on_result(stream, value, now)
+            self._opener_of(stream).on_result(stream, value, now)
         elif kind == events.CONNECTION_CLOSED:
             self._connection_closed(connection, now)
         elif kind < events.EVENT_KINDS and kind not in (events.PROTOCOL_ERROR, events.PONG):
@@ -104,13 +111,14 @@ class Edge:
         if kind == events.CLOSED:
             self._ended.add(row)
         elif state != edge.OPENING:
-            self.pumps.on_event(kind, row, value, now)
+            self._pumps_of(row).on_event(kind, row, value, now)
         elif kind in (events.RESET, events.STOPPED):
             self._lost(row, now)
 
     def pump(self, now: int) -> None:
         """Move bytes between sockets and rings, once."""
         self.pumps.pump(now)
+        self.sdk.pump(now)
         if self._ended:
             self._settle_ended(now)
 
@@ -129,26 +137,30 @@ class Edge:
     @property
     def pending(self) -> bool:
         """Whether `pump` has work that no descriptor will announce."""
-        return self.pumps.pending
+        return self.pumps.pending or self.slots.pending
 
     def next_timeout(self) -> int:
         """When `on_timer` must be called, in ns; NEVER if nothing waits."""
-        return min(self.client.next_timeout(), self.exit.next_timeout(), self.pumps.next_timeout(), NEVER)
+        parts = (self.client, self.exit, self.sdk, self.pumps)
+        return min(NEVER, *(part.next_timeout() for part in parts))
 
     def on_timer(self, now: int) -> None:
         """Let deadlines pass."""
         self.client.on_timer(now)
         self.exit.on_timer(now)
+        self.sdk.on_timer(now)
         if now >= self.pumps.next_timeout():
             self.pump(now)
 
     def on_circuit_ready(self, now: int) -> None:
         """A circuit became usable: requests that wait are tried again."""
         self.client.on_circuit_ready(now)
+        self.sdk.on_circuit_ready(now)
 
     def rest(self) -> None:
         """Take no new client in this life."""
         self.client.rest()
+        self.sdk.rest()
 
     @property
     def busy(self) -> bool:
@@ -164,15 +176,23 @@ class Edge:
 
     def _lost(self, row: int, now: int) -> None:
         """A stream that is being opened ended; its connection did not."""
-        if self.table.side(row) == edge.CLIENT:
-            self.client.on_lost(row, Reason.EXIT_FAILED, now, again=False)
-            self.core.give_up(row, Reason.EXIT_FAILED, now)
-        else:
+        if self.table.side(row) == edge.EXIT:
             self.exit.on_lost(row, Reason.CANCELLED, now)
+            return
+        self._opener_of(row).on_lost(row, Reason.EXIT_FAILED, now, again=False)
+        self.core.give_up(row, Reason.EXIT_FAILED, now)
+
+    def _opener_of(self, row: int) -> ClientEdge | SdkEdge:
+        """Who opened a stream of ours."""
+        return self.sdk if self.table.side(row) == edge.GUEST else self.client
+
+    def _pumps_of(self, row: int) -> Pumps | SlotPumps:
+        """Who moves the bytes of a row."""
+        return self.slots if self.table.side(row) == edge.GUEST else self.pumps
 
     def _release(self, row: int) -> None:
         self._streams.release(row)
-        self.pumps.forget(row)
+        self._pumps_of(row).forget(row)
 
     def _connection_closed(self, connection: int, now: int) -> None:
         """The circuit is gone and with it every stream on it that was not complete: applications see a reset."""
@@ -182,11 +202,11 @@ class Edge:
             if state == edge.OPEN and not int(self._rows[row]["failed"]):
                 continue  # all of it came; the socket takes the rest
             if state == edge.OPEN:
-                self.pumps.abort(row, Reason.CIRCUIT_LOST, now)
-            elif state == edge.OPENING and self.table.side(row) == edge.CLIENT:
-                self.client.on_lost(row, Reason.CIRCUIT_LOST, now, again=True)
-            elif state == edge.OPENING:
+                self._pumps_of(row).abort(row, Reason.CIRCUIT_LOST, now)
+            elif state == edge.OPENING and self.table.side(row) == edge.EXIT:
                 self.exit.on_lost(row, Reason.CIRCUIT_LOST, now)
+            elif state == edge.OPENING:
+                self._opener_of(row).on_lost(row, Reason.CIRCUIT_LOST, now, again=True)
             self._ended.discard(row)
             self._release(row)
 
@@ -194,8 +214,9 @@ class Edge:
         """Close every descriptor; applications and targets see a reset."""
         self.client.close()
         self.exit.close()
+        self.sdk.close(now)
         for row in self.table.live():
-            self.pumps.abort(row, Reason.SHUTDOWN, now)
+            self._pumps_of(row).abort(row, Reason.SHUTDOWN, now)
             self._release(row)
 
     # ---------------------------------------------------------------- a new life
@@ -206,8 +227,11 @@ class Edge:
         Sockets without a stream are closed and streams that were being opened refused; they lived in the dead worker's memory.
         """
         recovered = closed = 0
+        self.sdk.recover()
         for row in self.table.live():
-            if self.table.state(row) == edge.OPEN and self.pumps.owns(row):
+            if self.table.side(row) == edge.GUEST:
+                recovered += self.sdk.recover_row(row, now)
+            elif self.table.state(row) == edge.OPEN and self.pumps.owns(row):
                 alive = self._recover_open(row, now)
                 recovered += alive
                 closed += not alive
@@ -218,6 +242,8 @@ class Edge:
                 os.close(fd)
             closed += 1
             self.repaired += 1
+        self.sdk.recovered(now)
+        self.repaired += self.sdk.repaired
         return recovered, closed
 
     def _recover_open(self, row: int, now: int) -> bool:
@@ -253,17 +279,18 @@ class Edge:
 
     def held_fds(self) -> set[int]:
         """Every descriptor of this worker's edge but listeners and the resolver's."""
-        return self.table.held() | self.pumps.held()
+        return self.table.held() | self.pumps.held() | self.sdk.held()
 
     def collect(self) -> dict[str, int]:
         """Counters since the start of this life, and how many of each thing there are."""
         return {
             **self.core.counters,
-            "bytes_in": self.pumps.bytes_in,
-            "bytes_out": self.pumps.bytes_out,
+            "bytes_in": self.pumps.bytes_in + self.slots.bytes_in,
+            "bytes_out": self.pumps.bytes_out + self.slots.bytes_out,
             "clients": len(self.table.held()),
-            "waiting": self.client.count(Waiting),
-            "opening": self.client.count(Opening) + self.exit.opening,
+            "guests": len(self.slots.guests),
+            "waiting": self.client.count(Waiting) + self.sdk.waiting,
+            "opening": self.client.count(Opening) + self.exit.opening + self.sdk.opening,
             "open": self.table.count(edge.OPEN),
         }
 

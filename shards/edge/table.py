@@ -27,12 +27,19 @@ CLOSING: Final = 3
 
 CLIENT: Final = 1
 EXIT: Final = 2
+GUEST: Final = 3  # a client's stream whose application holds a slot of shared memory in place of a socket
+
+GUEST_LIVE: Final = 1
+GUEST_GONE: Final = 2  # its socket is closed; streams that it closed properly still end
 
 EDGE_STREAM: Final = np.dtype(
     [
         ("state", np.int64),  # commit word of the row
-        ("side", np.int64),  # CLIENT or EXIT
+        ("side", np.int64),  # CLIENT, EXIT or GUEST
         ("inode", np.int64),  # of the socket in STREAM.fd
+        ("guest", np.int64),  # row + 1 in "edge_guests"
+        ("slot", np.int64),  # of that guest's memory
+        ("generation", np.int64),  # of that slot
         ("opened", np.int64),  # ns, monotonic
         ("reason", np.int64),  # Reason, once something went wrong
         ("port", np.int64),
@@ -43,12 +50,31 @@ EDGE_STREAM: Final = np.dtype(
 )
 EDGE_FD: Final = np.dtype([("fd", np.int64), ("inode", np.int64)], align=True)  # fd + 1; 0 = free
 
+EDGE_GUEST: Final = np.dtype(
+    [
+        ("state", np.int64),  # commit word: set after the others, cleared before the descriptors are closed
+        ("sock", np.int64),  # descriptors, each + 1
+        ("memory", np.int64),
+        ("wake", np.int64),  # the eventfd by which the application wakes us
+        ("bell", np.int64),  # the pipe by which we wake it
+        ("sock_inode", np.int64),
+        ("memory_inode", np.int64),
+        ("slots", np.int64),
+        ("ring", np.int64),
+    ],
+    align=True,
+)
+
 FAILURES_KEPT: Final = 64  # recent failures shown by `nyxctl streams`
 
 
-def edge_columns(streams: int, half_open: int = 1024) -> list[Column]:
-    """Columns of the edge beside `streams` stream rows, with room for that many sockets without a stream."""
-    return [Column("edge_streams", EDGE_STREAM, streams), Column("edge_fds", EDGE_FD, half_open)]
+def edge_columns(streams: int, half_open: int = 1024, guests: int = 16) -> list[Column]:
+    """Columns of the edge beside `streams` stream rows, with room for so many sockets without a stream and SDK connections."""
+    return [
+        Column("edge_streams", EDGE_STREAM, streams),
+        Column("edge_fds", EDGE_FD, half_open),
+        Column("edge_guests", EDGE_GUEST, guests),
+    ]
 
 
 def socket_inode(fd: int) -> int:
@@ -60,11 +86,35 @@ def socket_inode(fd: int) -> int:
     return status.st_ino if stat.S_ISSOCK(status.st_mode) else 0
 
 
+def memory_inode(fd: int) -> int:
+    """Inode of a memfd, 0 when the descriptor is closed or something else."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return 0
+    return status.st_ino if stat.S_ISREG(status.st_mode) else 0
+
+
+def guest_fds(guest: Any) -> set[int]:
+    """Descriptors of an SDK connection's row, if they are still what was put there; empty when it is over.
+
+    An eventfd and a pipe cannot be told from others. They are closed only after the row is cleared, so they are right where
+    the memory is: a table of descriptors is kept whole or not at all.
+    """
+    if int(guest["state"]) == FREE or memory_inode(int(guest["memory"]) - 1) != int(guest["memory_inode"]):
+        return set()
+    sock = int(guest["sock"]) - 1
+    if int(guest["state"]) == GUEST_LIVE and socket_inode(sock) != int(guest["sock_inode"]):
+        return set()
+    return {int(guest[name]) - 1 for name in ("sock", "memory", "wake", "bell") if int(guest[name])}
+
+
 def live_sockets(columns: Columns) -> set[int]:
-    """Descriptors that stream rows name and that are still the sockets put there: what a new life must not sweep away."""
+    """Descriptors that rows name and that are still what was put there: what a new life must not sweep away."""
     rows = np.flatnonzero(columns["edge_streams"]["state"] != FREE)
     found = {int(columns["streams"][r]["fd"]) - 1: int(columns["edge_streams"][r]["inode"]) for r in rows}
-    return {fd for fd, inode in found.items() if fd >= 0 and inode and socket_inode(fd) == inode}
+    sockets = {fd for fd, inode in found.items() if fd >= 0 and inode and socket_inode(fd) == inode}
+    return sockets.union(*(guest_fds(guest) for guest in columns["edge_guests"]))
 
 
 class Failure(NamedTuple):
@@ -82,6 +132,7 @@ class EdgeTable:
     def __init__(self, columns: Columns) -> None:
         self.rows: NDArray[Any] = columns["edge_streams"]
         self.fds: NDArray[Any] = columns["edge_fds"]
+        self.guests: NDArray[Any] = columns["edge_guests"]
         self.failures: deque[Failure] = deque(maxlen=FAILURES_KEPT)
         self._slot_of_fd: dict[int, int] = {}
         self._free_slots = [int(i) for i in np.flatnonzero(self.fds["fd"] == 0)[::-1]]
@@ -122,12 +173,15 @@ class EdgeTable:
 
     # ---------------------------------------------------------------- streams
 
-    def begin(self, row: int, side: int, now: int, host: str = "", port: int = 0) -> None:
-        """A stream is being opened."""
+    def begin(
+        self, row: int, side: int, now: int, host: str = "", port: int = 0, seat: tuple[int, int, int] = (-1, 0, 0)
+    ) -> None:
+        """A stream is being opened; `seat` is a guest's row, slot and generation."""
         text = host.encode("ascii")[:264]
         entry = self.rows[row]
         entry["side"], entry["opened"], entry["reason"], entry["inode"] = side, now, 0, 0
         entry["port"], entry["length"] = port, len(text)
+        entry["guest"], entry["slot"], entry["generation"] = seat[0] + 1, seat[1], seat[2]
         entry["target"][: len(text)] = np.frombuffer(text, np.uint8)
         entry["state"] = OPENING
 

@@ -27,6 +27,7 @@ KERNEL_MODULES: Final = (
     "nyx.stream.transmit",
     "shards.kernels.cells",
     "shards.kernels.route",
+    "shards.kernels.slots",
     "shards.kernels.tcp",
     "shards.poller",
     "shards.pool",

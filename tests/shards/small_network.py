@@ -116,8 +116,8 @@ class SmallNode:
         self.air = Air(self.address, self.pool, self.net.fly)
         context: Any = SimpleNamespace(
             index=0, workers=1, config=self.config, keys=self.keys, snapshot=self.net.snapshot, udp=self.air,
-            proxy=("listening",) if self.proxy else (), columns=columns, shared=shared, multiplier=self.multiplier, boot_epoch=77,
-            started=self.started, entropy=self.entropy, draining=False,
+            proxy=("listening",) if self.proxy else (), sdk=(), columns=columns, shared=shared,
+            multiplier=self.multiplier, boot_epoch=77, started=self.started, entropy=self.entropy, draining=False,
         )  # fmt: skip
         self.context: Any = context
         sessions, circuits = session_table(columns, self.secret), circuit_table(columns, self.secret)

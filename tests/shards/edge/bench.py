@@ -76,7 +76,9 @@ class Bench:
         self.port = self.listener.getsockname()[1]
         self.circuits: int | Refused | None = 0
         self.asked: list[tuple[bytes, str, int]] = []
-        self.client = Side(self.near, listeners=[self.listener], open_circuit=self.open_circuit, max_clients=max_clients)
+        self.client = Side(
+            self.near, listeners=[self.listener], open_circuit=self.open_circuit, max_clients=max_clients, **self.more()
+        )
         self.exit = Side(self.far, policy=Policy.parse(policy) if policy else None, resolver=Resolver(2, lookup))
         self.carry = 1 << 20
         self._open: list[socket.socket] = []
@@ -84,6 +86,10 @@ class Bench:
     def ends(self, rows: int, ring: int, half_open: int) -> Any:
         """Both ends of the streams between the edges."""
         return pair(rows=rows, ring=ring, half_open=half_open)
+
+    def more(self) -> dict[str, Any]:
+        """Further options of the client's edge."""
+        return {}
 
     def open_circuit(self, isolation: bytes, host: str, port: int) -> int | Refused | None:
         self.asked.append((isolation, host, port))
