@@ -60,7 +60,7 @@ def layout_digests(layouts: Mapping[str, Sequence[Column]]) -> dict[str, str]:
 
 
 class Holdings:
-    """All of it, of one node. Sockets by what they are for: udp, proxy, admin, sdk, channels, worker_ends, orders, control_end."""
+    """All of it, of one node. Sockets by their use: udp, proxy, admin, sdk, channels, worker_ends, orders, control_end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -38,7 +38,8 @@ def describe(config: Config, workers: int, own: Sequence[Column]) -> dict[str, A
         "kept": {
             "node.address": node.address, "node.port": node.port, "node.role": node.role,
             "node.state_dir": str(node.state_dir), "node.run_dir": str(node.run_dir),
-            "sdk.enabled": config.sdk.enabled, "workers.count": workers, "proxy.listen": list(config.proxy.listen) if config.proxy.listen else None,
+            "sdk.enabled": config.sdk.enabled, "workers.count": workers,
+            "proxy.listen": list(config.proxy.listen) if config.proxy.listen else None,
         },
     }  # fmt: skip
 

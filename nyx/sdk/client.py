@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -191,7 +191,10 @@ class Client:
                 stream.on_over(lambda ended: self._events.tell(Event(Kind.STREAM_CLOSED, self.circuits, ended.target)))
                 return stream
             stream.close()
-            if outcome in {Outcome.NO_CIRCUIT, Outcome.BUSY, Outcome.SHUTDOWN}:
+            if outcome is Outcome.SHUTDOWN:
+                await asyncio.sleep(BACK_OFF_FIRST)  # the connection is about to end
+                continue
+            if outcome in {Outcome.NO_CIRCUIT, Outcome.BUSY}:
                 raise NotReadyError(f"{host}:{port}: {outcome.text}")
             raise RefusedError(f"{host}:{port}", outcome)
 
@@ -226,7 +229,7 @@ class Client:
 
     # ---------------------------------------------------------------- events
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncGenerator[Event, None]:
         """Everything that happens from the first step of the iteration on."""
         return self._events.iterate()
 

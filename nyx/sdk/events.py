@@ -5,7 +5,7 @@ Nobody is waited for: an iterator that falls behind loses the oldest events.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -41,7 +41,11 @@ class Events:
     def tell(self, event: Event) -> None:
         """Give the event to all. What a callback raises goes to the event loop's handler."""
         for callback in list(self._callbacks):
-            asyncio.get_running_loop().call_soon(callback, event)
+            asyncio.get_running_loop().call_soon(self._call, callback, event)
+
+    def _call(self, callback: Callable[[Event], None], event: Event) -> None:
+        if callback in self._callbacks:  # and was not taken back meanwhile
+            callback(event)
 
     def add(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call this with every event; gives what stops it."""
@@ -53,7 +57,7 @@ class Events:
 
         return remove
 
-    async def iterate(self) -> AsyncIterator[Event]:
+    async def iterate(self) -> AsyncGenerator[Event, None]:
         """Every event from the first step on."""
         waiting: asyncio.Queue[Event] = asyncio.Queue(KEPT)
 

@@ -153,9 +153,9 @@ class Slot:
         return self._words[DOWN_HEAD] - self._tail
 
     @property
-    def ended(self) -> bool:
-        """Whether everything that the other side sent was taken."""
-        return self._words[DOWN_END] == self._tail + 1
+    def complete(self) -> bool:
+        """Whether the other side has finished, and nothing comes after what can be taken."""
+        return self._words[DOWN_END] != 0
 
     def peek(self, start: int, count: int) -> bytes:
         """Bytes from `start` on of those that can be taken; they stay."""

@@ -77,8 +77,8 @@ class Stream:
         slot, self._slot = self._slot, None
         if slot is not None:
             if not self._closed:
+                self._eof_read = slot.complete
                 self._kept += slot.take(slot.available)
-                self._eof_read = slot.ended
             self._over(self)
 
     def _settle(self) -> None:
@@ -186,7 +186,7 @@ class Stream:
     def at_eof(self) -> bool:
         """Whether everything was read and the other side has finished."""
         slot = self._slot
-        return not self._kept and (self._eof_read or (slot is not None and slot.ended))
+        return not self._kept and (self._eof_read if slot is None else slot.complete and not slot.available)
 
     async def _readable(self) -> bool:
         """Wait until a byte can be taken; False at the end of file."""
@@ -198,13 +198,11 @@ class Stream:
         """Wait until more than `have` bytes can be taken; False at the end of file. Raises ResetError, StreamLostError."""
         while True:
             slot = self._slot
+            over = self._eof_read if slot is None else slot.complete  # before the bytes are counted: none come after it
             if len(self._kept) + (slot.available if slot else 0) > have:
                 return True
-            if slot is not None and slot.ended:
-                self._eof_read = True
+            if over:
                 self._settle()
-                return False
-            if self._eof_read:
                 return False
             self._raise_if_broken()
             await self._signal.wait(self.timeout, f"{self.target}: nothing to read")
@@ -352,6 +350,8 @@ class Stream:
     def _raise_if_broken(self) -> None:
         if self._lost:
             raise StreamLostError(f"{self.target}: {self._lost}")
+        if self._phase is Phase.ENDED and self._outcome in {Outcome.SHUTDOWN, Outcome.RESTARTED}:
+            raise StreamLostError(f"{self.target}: {self._outcome.text}")
         if self._phase is Phase.ENDED:
             raise ResetError(self.target, self._outcome if self._outcome is not Outcome.OK else Outcome.CANCELLED)
 

@@ -98,7 +98,7 @@ def put_out(
         start, ready = np.int64(s["rx_tail"]), np.int64(s["rx_ready"])
         final = np.int64(s["rx_final"]) if s["rx_reset"] == 0 else np.int64(0)  # a reset names a final size as well
         taken = np.int64(load_acquire(place + _DOWN_TAIL))
-        if taken > start or taken < start - size:
+        if taken < 0 or taken > start or taken < start - size:
             results[k] = WRONG
             continue
         tail = start

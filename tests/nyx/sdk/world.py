@@ -9,16 +9,20 @@ from typing import Any
 
 from nyx.sdk import Client
 from shards.edge.sdk import Welcoming
-from tests.shards.edge.bench import Bench
+from tests.shards.edge.bench import Bench, Side
+from tests.shards.edge.real import RealBench
 
 
 class World(Bench):
     """A bench whose client's edge listens for the SDK, turned by a task of the test's event loop."""
 
-    def __init__(self, path: Path, *, max_streams: int = 16, **options: Any) -> None:
+    def __init__(self, path: Path, *, max_streams: int = 16, boot: str = "boot", **options: Any) -> None:
         self.path = path
         self.ready = 1
+        self.boot = boot
+        self.lives = 1
         self.max_streams = max_streams
+        self.exit_waits = False  # the exit does nothing meanwhile
         self.sdk_listener = self.listen()
         super().__init__(**options)
 
@@ -30,7 +34,26 @@ class World(Bench):
         return listener
 
     def more(self) -> dict[str, Any]:
-        return {"welcoming": Welcoming([self.sdk_listener], "boot", 0, self.max_streams, lambda: self.ready)}
+        return {"welcoming": Welcoming([self.sdk_listener], self.boot, 0, self.max_streams, lambda: self.ready)}
+
+    def turn(self) -> None:
+        if not self.exit_waits:
+            super().turn()
+            return
+        self.client.turn(self.now)
+
+    def restart(self) -> None:
+        """The client's worker is killed, and the next one begins on its columns and descriptors."""
+        dead = self.client
+        for guest in dead.edge.slots.guests.values():
+            if guest.sock is not None:
+                guest.sock.detach()
+        dead.epoll.close()
+        self.client = Side(self.near, listeners=[self.listener], open_circuit=self.open_circuit, **self.more())
+        if isinstance(self, RealBench):
+            self.client.streams.rebuild(self.now)
+        self.client.edge.recover(self.now)
+        self.lives += 1
 
     async def run(self) -> None:
         while True:
@@ -49,14 +72,19 @@ class World(Bench):
         self.sdk_listener.close()
 
 
+class RealWorld(World, RealBench):
+    """The same over the real streams."""
+
+
 @contextlib.asynccontextmanager
-async def world(folder: Path, **options: Any) -> AsyncIterator[World]:
-    """A world that turns; nothing may be left of it at the end."""
-    made = World(folder / "sdk.sock", **options)
+async def world(folder: Path, kind: type[World] = World, *, tidy: bool = True, **options: Any) -> AsyncIterator[World]:
+    """A world that turns; nothing may be left of it at the end, unless it ends in the middle."""
+    made = kind(folder / "sdk.sock", **options)
     task = asyncio.create_task(made.run())
     try:
         yield made
-        await made.come(made.idle)
+        if tidy:
+            await made.come(made.idle)
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
