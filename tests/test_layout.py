@@ -145,6 +145,9 @@ STRAYS = [
     ("nyx/crypto/__init__.py", "import threading", "nyx is pure"),
     ("nyx/wire/__init__.py", "import pydantic", "pydantic"),
     ("control/cli/__init__.py", "import numpy", "nyxctl starts fast"),
+    ("nyx/sdk/__init__.py", "import shards", "planes"),
+    ("nyx/sdk/__init__.py", "import numpy", "an application that uses the SDK"),
+    ("nyx/path/__init__.py", "import nyx.sdk", "rooms of nyx"),
 ]
 
 

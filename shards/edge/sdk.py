@@ -1,8 +1,8 @@
 """The SDK's side: applications that connect to run_dir/sdk.sock and open streams in memory that they share with this worker.
 
-    accept -> (uid right?) -> HELLO -> a Guest --OPEN in a slot--> Waiting --circuit--> Opening --answer 0--> a row with a slot
-                                                                      |                    |
-                                                                      +-- refused, too slow, given up --> the slot has ENDED
+    Lobby: accept, HELLO -> a Guest --OPEN in a slot--> Waiting --circuit--> Opening --answer 0--> a row with a slot
+                                                           |                    |
+                                                           +-- refused, too slow, given up --> the slot has ENDED
 
 A request stays in its slot until it is answered, so a worker that dies while it waits for a circuit or for the exit is followed
 by one that goes on with it. Applications are this node's own user or root; still each costs a bounded amount, none can stop the
@@ -10,36 +10,32 @@ worker, and one whose words or messages are wrong is dropped with its streams. P
 """
 
 import contextlib
-import os
 import select
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from nyx.errors import LocalProtocolError, RemoteProtocolError
+from nyx.errors import LocalProtocolError
 from nyx.wire import sdk
-from nyx.wire.sdk import STATE, Note, Outcome, Phase, Refusal, Verb, read_state, read_verb
+from nyx.wire.sdk import STATE, Note, Outcome, Phase, Verb, read_state, read_verb
 from shards.edge import table as edge
 from shards.edge.contract import KIND_TCP, NEVER, SECOND, OpenCircuit
 from shards.edge.core import Core, Deadlines
 from shards.edge.guest import Guest
+from shards.edge.lobby import Lobby
 from shards.edge.reasons import Reason, reason_of_reply
 from shards.edge.request import FORM_NAME, Host, Refused, parse_host
 from shards.edge.slots import SlotPumps, outcome_of
 from shards.edge.table import guest_fds
 from shards.kernels import tcp
 
-ACCEPTS_PER_TURN: Final = 16
-HELLO_TIME: Final = 5 * SECOND
 CIRCUIT_TIME: Final = 15 * SECOND
 OPEN_TIME: Final = 30 * SECOND
 GONE_TIME: Final = 60 * SECOND  # what a closed application may still be sending
 LOOK_TIME: Final = SECOND // 4  # how often the number of ready circuits is looked at
-PAUSE: Final = SECOND // 10
 
 _DEAD: Final = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
@@ -77,46 +73,31 @@ class SdkEdge:
         self.pumps = pumps
         self.welcoming = welcoming
         self.open_circuit = open_circuit
-        self._listeners = {s.fileno(): s for s in welcoming.listeners}
-        self._greeters: dict[int, socket.socket] = {}
+        self.lobby = Lobby(core, welcoming.listeners, self._enter)
         self._of_sock: dict[int, Guest] = {}
         self._of_wake: dict[int, Guest] = {}
         self._waiting: dict[int, Waiting] = {}
         self._opening: dict[int, Waiting] = {}  # by stream row
-        self._hello_by = Deadlines()
         self._circuit_by = Deadlines()
         self._answer_by = Deadlines()
         self._gone_by = Deadlines()
-        self._paused_until = 0
         self._next_look = 0
         self._ready = 0
         self._resting = False
         self.repaired = 0  # by `recover_row`
-        self._listen()
-
-    def _listen(self) -> None:
-        self._paused_until = 0
-        for fd in self._listeners:
-            self.core.epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-
-    def _pause(self, until: int) -> None:
-        if not self._paused_until:
-            for fd in self._listeners:
-                self.core.epoll.unregister(fd)
-        self._paused_until = max(self._paused_until, until)
 
     def rest(self) -> None:
         """Take nothing new in this life: applications wait in the listener's queue, requests in their slots."""
         self._resting = True
-        self._pause(NEVER)
+        self.lobby.rest()
 
     def owns(self, fd: int) -> bool:
         """Whether the descriptor is one of this side's, listeners included."""
-        return fd in self._of_wake or fd in self._of_sock or fd in self._greeters or fd in self._listeners
+        return fd in self._of_wake or fd in self._of_sock or self.lobby.owns(fd)
 
     def held(self) -> set[int]:
         """Every descriptor of applications."""
-        return set(self._greeters).union(*(guest_fds(guest.row) for guest in self.pumps.guests.values()))
+        return self.lobby.held().union(*(guest_fds(guest.row) for guest in self.pumps.guests.values()))
 
     @property
     def opening(self) -> int:
@@ -140,61 +121,12 @@ class SdkEdge:
                 self._gone(guest, now)
             else:
                 self._drop(guest, now)  # after HELLO an application has nothing to say here
-        elif fd in self._greeters:
-            self._greet(fd, now)
-        elif fd in self._listeners:
-            self._accept(self._listeners[fd], now)
+        else:
+            self.lobby.on_ready(fd, now)
 
-    def _accept(self, listener: socket.socket, now: int) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, _peer = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                self.core.counters["accept_failed"] += 1
-                self._pause(now + PAUSE)
-                return
-            sock.setblocking(False)  # noqa: FBT003  # its only argument
-            if not _ours(sock):
-                self.core.counters["guests_refused"] += 1
-                sock.close()
-            elif len(self._greeters) + len(self.pumps.guests) >= len(self.core.table.guests):
-                self._turn_away(sock, "busy", "the node serves as many applications as it may (sdk.max_clients)")
-            else:
-                self._greeters[sock.fileno()] = sock
-                self._hello_by.set(sock.fileno(), now + HELLO_TIME)
-                self.core.epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-
-    def _turn_away(self, sock: socket.socket, error: str, text: str) -> None:
-        self.core.counters["guests_refused"] += 1
-        with contextlib.suppress(OSError):
-            sock.send(Refusal(error, text).encode(), socket.MSG_DONTWAIT)
-        sock.close()
-
-    def _greet(self, fd: int, now: int) -> None:
-        sock = self._greeters[fd]
-        try:
-            message = sock.recv(sdk.MESSAGE_MAX)
-        except BlockingIOError:
-            return
-        except OSError:
-            message = b""
-        del self._greeters[fd]
-        self._hello_by.clear(fd)
-        self.core.epoll.unregister(fd)
-        try:
-            hello = sdk.decode_hello(message)
-            free = np.flatnonzero(self.core.table.guests["state"] == edge.FREE)
-            guest, theirs = Guest.welcome(self.core.table.guests, int(free[0]), sock, hello.slots, hello.ring)
-        except RemoteProtocolError as error:
-            self._turn_away(sock, "protocol", str(error))
-            return
-        except OSError:
-            self._turn_away(sock, "resources", "the node has no memory or descriptors for another application")
-            return
+    def _enter(self, guest: Guest, theirs: int, now: int) -> None:
+        self._look(now)
         self._adopt(guest)
-        self._ready = self.welcoming.ready()
         if guest.send_welcome(self.welcoming.boot, self.welcoming.worker, self._ready, theirs):
             self.core.counters["guests_accepted"] += 1
         else:
@@ -419,16 +351,12 @@ class SdkEdge:
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
         look = self._next_look if self._of_sock else NEVER
-        due = (self._hello_by, self._circuit_by, self._answer_by, self._gone_by)
-        return min(look, self._paused_until or NEVER, *(deadlines.next() for deadlines in due))
+        due = (self._circuit_by, self._answer_by, self._gone_by)
+        return min(look, self.lobby.next_timeout(), *(deadlines.next() for deadlines in due))
 
     def on_timer(self, now: int) -> None:
-        """Give up whatever had time enough; accept again after a pause."""
-        if self._paused_until and now >= self._paused_until:
-            self._listen()
-        for fd in self._hello_by.expired(now):
-            self._unwatch(fd)
-            self._greeters.pop(fd).close()
+        """Give up whatever had time enough."""
+        self.lobby.on_timer(now)
         for key in self._circuit_by.expired(now):
             waiting = self._waiting.pop(key)
             self._refuse(
@@ -456,13 +384,7 @@ class SdkEdge:
 
     def close(self, now: int) -> None:
         """The node is stopping."""
-        for fd, sock in self._greeters.items():
-            self._unwatch(fd)
-            sock.close()
-        self._greeters.clear()
-        for fd in self._listeners:
-            self._unwatch(fd)
-        self._listeners.clear()
+        self.lobby.close()
         for guest in list(self.pumps.guests.values()):
             self._drop(guest, now, Reason.SHUTDOWN)
 
@@ -535,10 +457,3 @@ class SdkEdge:
 
 def _key(guest: Guest, slot: int) -> int:
     return guest.index << 16 | slot
-
-
-def _ours(sock: socket.socket) -> bool:
-    """Whether the other end is this node's own user, or root."""
-    form = "iII"
-    _pid, uid, _gid = struct.unpack(form, sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form)))
-    return uid in (0, os.geteuid())
