@@ -17,6 +17,7 @@ END: Final = "<!-- end of what is made -->"
 _COMPUTED: Final = {  # defaults that depend on other values, in words
     "node.state_dir": "`~/.local/state/nyx` (`XDG_STATE_HOME`)",
     "node.run_dir": "`$XDG_RUNTIME_DIR/nyx`, else `run` in the state folder",
+    "sdk.enabled": "`true` for a client and with a proxy, else `false`",
     "proxy.listen": '`"127.0.0.1:9750"` for a client, else `"off"`',
 }
 

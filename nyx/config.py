@@ -3,6 +3,8 @@
 A later source wins: built in < file < conf.d/*.toml beside it < NYX_SECTION_KEY in the environment < flags. Nothing is guessed:
 an unknown key, a value out of range or a combination that cannot work is a problem with its place, and `load` raises one
 ConfigError with all of them. docs/configuration.md is made from the table of keys.
+
+Size: the table of keys and the records that their values become change together, and stand together.
 """
 
 import ipaddress
@@ -280,6 +282,7 @@ KEYS: Final[tuple[Key, ...]] = (
 # Keys that a running node takes over, with what the change holds for. All others size memory, name sockets or folders.
 _LIVE: Final = {
     "proxy.max_clients": "connections accepted after it",
+    "sdk.max_streams": "streams opened after it",
     "path.hops": "circuits built after it; circuits of another length take no new stream",
     "path.circuits_ahead": "at once",
     "exit.policy": "streams opened after it",

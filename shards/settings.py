@@ -69,6 +69,7 @@ class Settings:
         self._use(ready)
         worker.links.suites[:] = offered_suites(ready.config.suite.prefer, worker.available)
         worker.edge.client.max_clients = ready.config.proxy.max_clients
+        worker.edge.sdk.max_streams = ready.config.sdk.max_streams
         if ready.policy is not None:
             worker.edge.exit.policy = ready.policy
         if worker.desk.clients:

@@ -72,6 +72,7 @@ class SdkEdge:
         self.core = core
         self.pumps = pumps
         self.welcoming = welcoming
+        self.max_streams = welcoming.max_streams
         self.open_circuit = open_circuit
         self.lobby = Lobby(core, welcoming.listeners, self._enter)
         self._of_sock: dict[int, Guest] = {}
@@ -196,7 +197,7 @@ class SdkEdge:
         if host is None or not 0 < port < 65536:
             self._refuse(guest, slot, generation, Reason.BAD_REQUEST, "", now)
             return
-        if self._streams() >= self.welcoming.max_streams:
+        if self._streams() >= self.max_streams:
             self._refuse(guest, slot, generation, Reason.BUSY, f"{host}:{port}", now)
             return
         guest.tell(slot, generation, Phase.TAKEN)
