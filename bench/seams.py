@@ -19,8 +19,9 @@ from typing import Any, Final
 from bench.network import Network, nyxctl
 from bench.stream import children
 
-SHIM: Final = Path(__file__).with_name("clockshim.c")
-_PAIRS: Final = 64
+SHIM: Final = Path(__file__).with_name("faultshim.c")
+_ROW: Final = struct.Struct("=4q")
+_ROWS: Final = 64
 
 
 def supervisor_of(network: Network, alias: str) -> int:
@@ -102,19 +103,28 @@ def wait_for(condition: Callable[[], object], seconds: float) -> float:
     return time.monotonic() - began
 
 
-class Clocks:
-    """Wall clocks of the nodes of one network that `environment` was given to, each of its own."""
+class Shim:
+    """What lies below the nodes that `environment` was given to: wall clocks, and whether new processes are refused."""
 
     def __init__(self, folder: Path) -> None:
-        library, self._file = folder / "clockshim.so", folder / "clocks"
-        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(library), str(SHIM)], check=True)
-        self._file.write_bytes(bytes(16 * _PAIRS))
-        self.environment = {"LD_PRELOAD": str(library), "FAULT_CLOCK": str(self._file)}
-        with self._file.open("r+b") as file:
-            self._table = mmap.mmap(file.fileno(), 16 * _PAIRS)
-        self._places: dict[int, int] = {}
+        library, file = folder / "faultshim.so", folder / "faults"
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(library), str(SHIM), "-ldl"], check=True)
+        file.write_bytes(bytes(_ROW.size * _ROWS))
+        self.environment = {"LD_PRELOAD": str(library), "FAULT_TABLE": str(file)}
+        with file.open("r+b") as opened:
+            self._table = mmap.mmap(opened.fileno(), _ROW.size * _ROWS)
+        self._rows: dict[int, list[int]] = {}
 
-    def set(self, session: int, seconds: int) -> None:
-        """Set the clock of all processes of a session so far ahead of the machine's."""
-        place = self._places.setdefault(session, len(self._places))
-        self._table[16 * place : 16 * place + 16] = struct.pack("=qq", session, seconds)
+    def set_clock(self, session: int, ahead: int) -> None:
+        """Set the wall clock of all processes of a session so many seconds ahead of the machine's."""
+        self._set(session, 1, ahead)
+
+    def refuse_processes(self, session: int, *, refuse: bool = True) -> None:
+        """Let all processes of a session (-1: of every one) find no room for another process."""
+        self._set(session, 2, int(refuse))
+
+    def _set(self, session: int, word: int, value: int) -> None:
+        row = self._rows.setdefault(session, [session, 0, 0, 0])
+        row[word] = value
+        at = _ROW.size * list(self._rows).index(session)
+        self._table[at : at + _ROW.size] = _ROW.pack(*row)

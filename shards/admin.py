@@ -77,7 +77,6 @@ class Admin:
         clients = worker.desk.clients
         ready = clients.ready if clients else 0
         stage = "ready" if clients is None or ready else "circuits" if worker.links.count_up else "links"
-        warnings = [*worker.checkup.warnings, *([clients.warning] if clients and clients.warning and not ready else [])]
         return {
             "worker": worker.context.index,
             "pid": os.getpid(),
@@ -87,7 +86,7 @@ class Admin:
             "circuits": worker.desk.rows.live,
             "circuits_ready": ready,
             "streams": int(np.count_nonzero(worker.context.columns["streams"]["state"])),
-            "warnings": warnings,
+            "warnings": worker.checkup.warnings,
             "config": worker.settings.number,
         }
 

@@ -18,12 +18,19 @@ _PROOFS: Final = (Counter.BUILDS_READY, Counter.BUILDS_PASSED, Counter.HANDSHAKE
 
 
 class Checkup:
-    """The conditions of one worker. `granted` is its receive buffer, `refused` counts descriptors that the system had not."""
+    """The conditions of one worker.
 
-    def __init__(self, context: WorkerContext, granted: int, refused: Callable[[], int]) -> None:
+    `granted` is its receive buffer, `refused` counts descriptors that the system had not, `trouble` says what keeps it from
+    circuits of its own.
+    """
+
+    def __init__(
+        self, context: WorkerContext, granted: int, refused: Callable[[], int], trouble: Callable[[], str | None]
+    ) -> None:
         self._context = context
         self._granted = granted
         self._refused = refused
+        self._trouble = trouble
         self._conditions = Conditions()
         self._shortage = Shortage()
         self._rows = [statistics_row(context.shared["statistics"], index) for index in range(context.workers)]
@@ -43,6 +50,7 @@ class Checkup:
         self._context.started = self.clock.started(ahead())
         judge = self._conditions.judge
         judge("descriptors", self._shortage.condition(self._refused(), now))
+        judge("circuits", self._trouble())
         if self._context.index == 0:
             judge("buffer", buffer_condition(self._granted, self._context.config.node.receive_buffer << 10))
             proofs = sum(int(row[counter]) for row in self._rows for counter in _PROOFS)

@@ -97,6 +97,7 @@ class ClientCircuits:
         self._back_off = 0
         self._not_before = 0
         self._warning: str | None = None
+        self._hindrance: str | None = None  # of every build, within this node
         for row in np.flatnonzero((rows.rows["state"] == LIVE) & (rows.rows["role"] == ROLE_CLIENT)).tolist():
             self._all.append(self._adopt(row))
         self.on_settings()
@@ -187,10 +188,14 @@ class ClientCircuits:
     def _start(self, now: int, wall: int) -> bool:
         try:
             path = self._path(wall)
-        except (NoPathError, NyxError, OSError) as error:
-            self._warning = str(error)
-            self._later(now)
+        except (NoPathError, NyxError) as error:
+            self._hindered(str(error), now)
             return False
+        except OSError as error:
+            file, why = self._context.config.guard_file, error.strerror or str(error)
+            self._hindered(f"{file}: cannot be written: {why}; make room, or let this user write there", now)
+            return False
+        self._hindrance = None
         circuit = OwnCircuit(path, now, now + HOP_LIMIT * (len(path) + 1))
         self._all.append(circuit)
         self._statistics[Counter.BUILDS_STARTED] += 1
@@ -256,6 +261,10 @@ class ClientCircuits:
         self._announce(now)
 
     # ------------------------------------------------------------ ends
+
+    def _hindered(self, why: str, now: int) -> None:
+        self._hindrance = self._warning = why
+        self._later(now)
 
     def _failed(self, circuit: OwnCircuit, now: int, why: str) -> None:
         self._statistics[Counter.BUILDS_FAILED] += 1
@@ -329,5 +338,10 @@ class ClientCircuits:
 
     @property
     def warning(self) -> str | None:
-        """What hinders circuits now, as a sentence for the operator."""
+        """Why the last build failed; None once one succeeded."""
         return self._warning
+
+    @property
+    def trouble(self) -> str | None:
+        """What the operator must know: what hinders every build here, or why there is no circuit."""
+        return self._hindrance or (None if self.ready else self._warning)

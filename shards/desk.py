@@ -73,6 +73,10 @@ class CircuitDesk:
         for lost in np.flatnonzero(alone).tolist():
             streams.close_connection(lost)  # its circuit was not there yet, or not any more, when the last life ended
 
+    def trouble(self) -> str | None:
+        """What keeps this node from circuits of its own, as a sentence for the operator."""
+        return self.clients.trouble if self.clients else None
+
     # ------------------------------------------------------------ stream connections
 
     def _open_client(self, row: int, session: int) -> int | None:

@@ -53,12 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
         return EXIT_CONFIG
-    except (NyxError, OSError, subprocess.CalledProcessError) as error:
-        say.fail(str(error))
+    except (NyxError, OSError, MemoryError, ImportError, subprocess.CalledProcessError) as error:
+        say.fail(_no_memory(error) or str(error))
         return 1
-    except (MemoryError, ImportError) as error:  # a library that finds no memory for itself says one or the other
-        sys.stderr.write(f"nyxd: no memory to start ({str(error) or 'none left'}): allow this node more (ulimit -v)\n")
-        return 1
+
+
+def _no_memory(error: Exception) -> str | None:
+    """The sentence where memory ran out: a library that finds none for itself says so in one of three ways."""
+    if isinstance(error, MemoryError | ImportError) or (isinstance(error, OSError) and error.errno is None):
+        return f"no memory to start ({str(error) or 'none left'}): allow this node more (ulimit -v)"
+    return None
 
 
 def check(file: Path, flags: dict[str, str], *, write: bool) -> Checked:
@@ -111,12 +115,14 @@ def _load_as_user(file: Path, flags: dict[str, str], *, write: bool) -> Config:
 
 def _plan(config: Config) -> int:
     """What an upgrade to this code and configuration would work on, after everything that can fail before it has been tried."""
-    from shards import upgrade
     from shards.kernels import prepare
+
+    prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
+
+    from shards import upgrade  # after the kernels, as below
     from shards.supervisor import worker_count
     from shards.worker import worker_columns
 
-    prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
     print(json.dumps(upgrade.describe(config, worker_count(config), worker_columns(config))), flush=True)
     return 0
 
@@ -124,12 +130,14 @@ def _plan(config: Config) -> int:
 def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: bool) -> int:
     """Load the kernels and supervise. The imports are here: a mistake in the configuration is told without loading a compiler."""
     from shards.kernels import prepare
-    from shards.supervisor import Plan, Supervisor
-    from shards.upgrade import take_state
-    from shards.worker import worker_columns, worker_main
 
     say.configure(checked.config.log)
     prepare(lambda text: say.say("info", text))
+
+    from shards.supervisor import Plan, Supervisor  # not before: importing a kernel that is not cached compiles it, here
+    from shards.upgrade import take_state
+    from shards.worker import worker_columns, worker_main
+
     plan = Plan(
         config=checked.config,
         config_file=file,

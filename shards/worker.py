@@ -141,7 +141,9 @@ class Worker:
         )  # fmt: skip
         self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
         self.links.circuits = self.desk
-        self.checkup = Checkup(context, self.udp.receive_buffer, lambda: self.edge.core.counters["no_descriptor"])
+        self.checkup = Checkup(
+            context, self.udp.receive_buffer, lambda: self.edge.core.counters["no_descriptor"], self.desk.trouble
+        )
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
         self._connections: NDArray[np.int64] = np.zeros(BATCH, np.int64)

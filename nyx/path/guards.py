@@ -16,6 +16,7 @@ from nyx.path.directory import Node, Snapshot
 from nyx.path.select import Entropy, NoPathError, draw, shares, usable
 
 LIFETIME: Final = 120 * 86400  # seconds; Tor keeps a primary guard for about as long
+CLOCK_BACK: Final = 86400  # a guard from the future: the clock was wrong then or is now, which is no reason for a new one
 _FILE_MOST: Final = 4096
 
 
@@ -37,7 +38,7 @@ def current_guard(
 ) -> Guard | None:
     """The guard to use: the first that is still in the network and whose time is not over."""
     known = {node.id for node in usable(snapshot, exclude, allow_loopback=allow_loopback)}
-    return next((guard for guard in guards if guard.id in known and guard.since <= wall < guard.since + LIFETIME), None)
+    return next((guard for guard in guards if guard.id in known and -CLOCK_BACK <= wall - guard.since < LIFETIME), None)
 
 
 def choose_guard(

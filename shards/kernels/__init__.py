@@ -58,6 +58,7 @@ def prepare(tell: Callable[[str], None]) -> None:
     if PLAIN:
         load()
         return
+    root: Path | None = None
     try:
         root = cache_root()
         mark = root / f"complete-{source_digest(KERNEL_MODULES)}"
@@ -65,8 +66,8 @@ def prepare(tell: Callable[[str], None]) -> None:
             _fill(root, tell)
             mark.touch()
     except OSError as error:
-        folder = error.filename or "the folder of compiled kernels"
-        raise CacheError(f"{folder}: {error.strerror or error}; make room there, or name another with NYX_CACHE_DIR") from error
+        place, why = root or error.filename, error.strerror or error
+        raise CacheError(f"{place}: {why}; make room there, or name another with NYX_CACHE_DIR") from error
     load()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bench.network import Network, running_network
 from bench.seams import (
-    Clocks,
+    Shim,
     cpu_seconds,
     log_of,
     no_more_descriptors,
@@ -34,14 +34,14 @@ SMALL = 1000
 
 
 @pytest.fixture(scope="module")
-def clocks(tmp_path_factory: pytest.TempPathFactory) -> Clocks:
-    return Clocks(tmp_path_factory.mktemp("clocks"))
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    return Shim(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory, clocks: Clocks) -> Iterator[Network]:
+def network(tmp_path_factory: pytest.TempPathFactory, shim: Shim) -> Iterator[Network]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in clocks.environment.items():
+        for name, value in shim.environment.items():
             patch.setenv(name, value)
         with running_network(tmp_path_factory.mktemp("net")) as found:
             yield found
@@ -149,6 +149,45 @@ def test_a_stopped_control_process_hinders_nobody_and_is_logged(network: Network
     wait_for(lambda: f"control process: over: its process {control}" in log_of(network, alias), 10)
 
 
+# ---------------------------------------------------------------- processes that cannot be had
+
+
+def test_a_worker_that_cannot_be_born_is_named_and_tried_again(network: Network, web: str, shim: Shim) -> None:
+    alias = network.client()
+    session = supervisor_of(network, alias)
+    shim.refuse_processes(session)
+    try:
+        os.kill(pid_of(network, alias, "worker"), signal.SIGKILL)
+        wait_for(lambda: named(network, alias, "worker 0 does not answer", "Resource temporarily unavailable"), 10)
+    finally:
+        shim.refuse_processes(session, refuse=False)
+    wait_for(lambda: quiet(network, alias), 20)
+    assert fetch(network, web, SMALL, "born again") == (SMALL, blob_digest(SMALL))
+    log = log_of(network, alias)
+    assert log.count("the system has no room for the process of worker 0") == 2  # when it began, and "over"
+
+
+# ---------------------------------------------------------------- files that cannot be written
+
+
+def test_guards_that_cannot_be_written_are_named_and_written_later(network: Network, web: str) -> None:
+    """A folder stands where the new file would be made: a full disk as root sees it."""
+    alias = network.client()
+    state = network.folder / alias / "state"
+    (state / "guards").unlink()
+    (state / "guards.new").mkdir()
+    try:
+        os.kill(pid_of(network, alias, "worker"), signal.SIGKILL)  # it knows its guard until then
+        with contextlib.suppress(OSError, AssertionError):
+            connect(network, web, "needs a guard").close()
+        wait_for(lambda: named(network, alias, f"{state}/guards: cannot be written", "make room"), 20)
+    finally:
+        (state / "guards.new").rmdir()
+    assert fetch(network, web, SMALL, "has a guard") == (SMALL, blob_digest(SMALL))
+    wait_for(lambda: quiet(network, alias), 20)
+    assert (state / "guards").exists()
+
+
 # ---------------------------------------------------------------- descriptors
 
 
@@ -202,12 +241,12 @@ def test_an_exit_without_descriptors_refuses_and_serves_again_later(network: Net
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 def test_a_client_whose_clock_was_set_says_so_and_recovers_with_it(
-    network: Network, web: str, download, clocks: Clocks, step: int
+    network: Network, web: str, download, shim: Shim, step: int
 ) -> None:
     alias = network.client()
     running = download()
     failed = network.ask("stats")["total"]["builds_failed"]
-    clocks.set(supervisor_of(network, alias), step)
+    shim.set_clock(supervisor_of(network, alias), step)
     try:
         wait_for(lambda: named(network, alias, "clock was set", "ahead" if step > 0 else "back", f"{HOUR} s"), 10)
         with contextlib.suppress(OSError, AssertionError):
@@ -215,25 +254,25 @@ def test_a_client_whose_clock_was_set_says_so_and_recovers_with_it(
         wait_for(lambda: network.ask("stats")["total"]["builds_failed"] > failed, 30)
         assert running.result() == (DOWNLOAD, blob_digest(DOWNLOAD))
     finally:
-        clocks.set(supervisor_of(network, alias), 0)
+        shim.set_clock(supervisor_of(network, alias), 0)
     wait_for(lambda: quiet(network, alias), 20)
     assert fetch(network, web, SMALL, f"right again {step}") == (SMALL, blob_digest(SMALL))
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-def test_a_relay_whose_clock_was_set_says_so_and_recovers_with_it(network: Network, web: str, clocks: Clocks, step: int) -> None:
+def test_a_relay_whose_clock_was_set_says_so_and_recovers_with_it(network: Network, web: str, shim: Shim, step: int) -> None:
     """It refuses builds; when the clock is right it takes part again."""
     assert fetch(network, web, SMALL, f"before {step}") == (SMALL, blob_digest(SMALL))
     guard = next(c["hops"][0]["alias"] for c in network.ask("circuits")["circuits"] if c["hops"])
     refused = network.ask("stats", alias=guard)["total"]["dropped_bad_build"]
-    clocks.set(supervisor_of(network, guard), step)
+    shim.set_clock(supervisor_of(network, guard), step)
     try:
         wait_for(lambda: named(network, guard, "clock was set", f"{HOUR} s"), 10)
         with contextlib.suppress(OSError, AssertionError):
             connect(network, web, f"needs a circuit over it {step}").close()
         wait_for(lambda: network.ask("stats", alias=guard)["total"]["dropped_bad_build"] > refused, 30)
     finally:
-        clocks.set(supervisor_of(network, guard), 0)
+        shim.set_clock(supervisor_of(network, guard), 0)
     wait_for(lambda: quiet(network, guard), 20)
     passed = network.ask("stats", alias=guard)["total"]["builds_passed"]
     assert fetch(network, web, SMALL, f"after {step}") == (SMALL, blob_digest(SMALL))

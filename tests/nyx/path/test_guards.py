@@ -3,7 +3,7 @@
 import pytest
 
 from nyx.errors import ConfigError
-from nyx.path.guards import LIFETIME, Guard, choose_guard, current_guard, keep_guard, load_guards, save_guards
+from nyx.path.guards import CLOCK_BACK, LIFETIME, Guard, choose_guard, current_guard, keep_guard, load_guards, save_guards
 from nyx.path.select import NoPathError
 from tests.nyx.path.networks import NOW, Member, entropy, network, spread
 
@@ -32,11 +32,12 @@ def test_the_first_guard_that_can_be_used_is_used():
     guards = [
         Guard(bytes(32), NOW),
         Guard(ids[0], NOW - LIFETIME),
-        Guard(ids[1], NOW + 1),
+        Guard(ids[1], NOW + CLOCK_BACK + 1),
         Guard(ids[2], NOW),
         Guard(ids[0], NOW),
     ]
     assert current_guard(guards, snapshot, NOW) == guards[3]
+    assert current_guard([Guard(ids[1], NOW + 3600), guards[3]], snapshot, NOW).id == ids[1]  # the clock was set back an hour
     assert current_guard([], snapshot, NOW) is None
 
 
