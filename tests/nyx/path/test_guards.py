@@ -37,7 +37,8 @@ def test_the_first_guard_that_can_be_used_is_used():
         Guard(ids[0], NOW),
     ]
     assert current_guard(guards, snapshot, NOW) == guards[3]
-    assert current_guard([Guard(ids[1], NOW + 3600), guards[3]], snapshot, NOW).id == ids[1]  # the clock was set back an hour
+    early = Guard(ids[1], NOW + 3600)  # the clock was set back an hour
+    assert current_guard([early, guards[3]], snapshot, NOW) == early
     assert current_guard([], snapshot, NOW) is None
 
 
