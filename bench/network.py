@@ -39,7 +39,8 @@ def free_block(nodes: int, first: int = 43360, last: int = 43399) -> int:
 def command_environment() -> dict[str, str]:
     """The caller's environment without settings of Nyx, so that a shell's own do not change a run."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NYX_") or k == "NYX_CACHE_DIR"}
-    return {**kept, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    inspect = {} if os.geteuid() == 0 else {"NYX_NODE_INSPECT": "true"}  # without root, memory is measured of such nodes alone
+    return {**kept, **inspect, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
 
 def nyxctl(*arguments: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -187,6 +187,11 @@ class Holdings:
         """One worker's columns."""
         return self.memories[f"worker-{index}"].columns
 
+    def lend(self, index: int) -> None:
+        """Let the next fork have the shared columns and this worker's own: no worker sees another's keys."""
+        for name, memory in self.memories.items():
+            memory.inherit(wanted=name in {*SHARED, f"worker-{index}"})
+
     @property
     def digests(self) -> dict[str, str]:
         """The layouts in force."""

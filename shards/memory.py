@@ -67,6 +67,10 @@ class Memory:
         """A descriptor that can be mapped for reading alone."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
+    def inherit(self, *, wanted: bool) -> None:
+        """Whether what is forked from here on has the mapping too."""
+        self._pages.madvise(mmap.MADV_DOFORK if wanted else mmap.MADV_DONTFORK)
+
     def close(self) -> None:
         """Let the descriptor go; the mapping lives as long as some vector over it does."""
         if self.fd >= 0:

@@ -180,6 +180,7 @@ class Supervisor:
             ours, theirs = handover.make_pair()
             received = self._received.pop(index, {})
             self._ends[index] = ours
+            self.held.lend(index)
             pid = fork()
             if pid == 0:
                 keep(context, self.plan.main, self._pid, theirs, received)

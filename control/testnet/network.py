@@ -31,7 +31,7 @@ _POLL: Final = 0.05
 _SLOW: Final = 4.0  # seconds after which the first node is likely to compile
 _LOG_LINES: Final = 12
 _FILES: Final = ("network", "web.log")  # beside the nodes' folders and the record
-_KEPT: Final = ("NYX_CACHE_DIR", "NYX_KERNELS")  # variables of ours that test nodes inherit
+_KEPT: Final = ("NYX_CACHE_DIR", "NYX_KERNELS", "NYX_NODE_INSPECT")  # variables of ours that test nodes inherit
 
 NODE: Final = [sys.executable, "-m", "shards.nyxd"]
 

@@ -1,6 +1,7 @@
 """What a test network consists of, and its files: keys, configurations, the directory, signed by an authority of the moment."""
 
 import json
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ HOST: Final = "127.0.0.1"
 CLIENTS: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 WEB_OFFSET: Final = 30  # the demo's web server listens this far above the proxy, where that port is free
 VALIDITY: Final = 30 * 86400  # seconds
+_LOCKED: Final = 8 << 20  # bytes that nodes of this size lock, at most
 _BACK: Final = 3600  # the directory begins this long ago: a clock set back a little does not stop the network
 
 
@@ -161,7 +163,15 @@ file = "../network"
 signers = [{_quoted(signer)}]
 threshold = 1
 """
+    if not _can_lock():
+        text = text.replace("\n[workers]", "lock_memory = false\n\n[workers]")  # keys that are of no use elsewhere may reach swap
     return text + ('\n[exit]\npolicy = ["accept loopback:*", "accept public:*", "reject *:*"]\n' if member.role == "exit" else "")
+
+
+def _can_lock() -> bool:
+    """Whether the limit on locked memory is the usual one at least; containers may have less."""
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    return hard == resource.RLIM_INFINITY or hard >= _LOCKED
 
 
 def _quoted(text: str) -> str:

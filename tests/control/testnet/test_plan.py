@@ -85,6 +85,13 @@ def test_the_files_are_accepted_by_those_who_read_them(tmp_path, flags):
             assert ("accept loopback:*" in config.exit.policy) == (member.role == "exit")
 
 
+@pytest.mark.parametrize(("hard", "locks"), [(-1, True), (8 << 20, True), (64 << 10, False)])
+def test_nodes_lock_their_keys_where_the_usual_limit_stands(monkeypatch, tmp_path, hard, locks):
+    monkeypatch.setattr("control.testnet.plan.resource.getrlimit", lambda _what: (hard, hard))
+    write_files(Plan(tmp_path, hops=1, relays=1), random.Random(1).randbytes, NOW, "")
+    assert [load(file).node.lock_memory for file in tmp_path.glob("*/nyx.toml")] == 2 * [locks]
+
+
 def test_nothing_of_it_can_be_read_by_others(tmp_path):
     write_files(Plan(tmp_path), random.Random(1).randbytes, NOW, "")
     for folder, _, files in os.walk(tmp_path / "relay-1"):
