@@ -1,4 +1,4 @@
-"""What the control process tells of itself without being asked: the metrics of Prometheus.
+"""What the control process tells of itself without being asked: metrics for Prometheus, the feed over ZeroMQ.
 
 Each part is a task beside the admin socket's server, off unless the configuration says otherwise, and none may stop the others.
 """
@@ -17,7 +17,17 @@ def start(config: Config, service: Service, pages: Pages) -> list[asyncio.Task[N
     tasks = []
     if config.metrics.listen:
         tasks.append(asyncio.create_task(_metrics(config.metrics.listen, service, pages).run()))
+    if config.monitor.feed or config.monitor.listen:
+        tasks.append(asyncio.create_task(_feed(config, service, pages)))
     return tasks
+
+
+async def _feed(config: Config, service: Service, pages: Pages) -> None:
+    from control.feed.publisher import Publisher  # with ZeroMQ: only where it is used
+
+    publisher = Publisher(config, service, pages)
+    service.notices.append(lambda: publisher.problem)
+    await publisher.run()
 
 
 def _metrics(listen: tuple[str, int], service: Service, pages: Pages) -> MetricsServer:

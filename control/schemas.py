@@ -102,6 +102,17 @@ class Stats(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Event(Document):
+    """Something that happened, as the monitoring feed tells it; control/feed/events.py lists the kinds."""
+
+    SCHEMA: ClassVar[str] = "nyx.events"
+    kind: str
+    worker: int | None = None
+    count: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
     """One relay of an own circuit."""
 
@@ -406,6 +417,16 @@ class Keys(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class FeedReaders(Document):
+    """Who may read the monitoring feed by TCP: the node's public key, and the readers' by name, all in Z85."""
+
+    SCHEMA: ClassVar[str] = "nyx.feed-readers"
+    key: str
+    folder: str
+    readers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class MonitoringFile(Document):
     """A file that another program wants."""
 
@@ -477,7 +498,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
         ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, Paths, Version, Keys, Testnet, Demo,
-        Schemas, MonitoringFile, Error,
+        Schemas, MonitoringFile, FeedReaders, Event, Error,
     )
 }  # fmt: skip
 

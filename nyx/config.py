@@ -135,6 +135,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitorConfig:
+    """[monitor]: the feed over ZeroMQ; `listen` is where it is served by TCP, with CURVE, or None for off."""
+
+    feed: bool
+    listen: tuple[str, int] | None
+    interval: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete, checked configuration; `origins` says for every key ("path.hops") where its value comes from."""
 
@@ -148,6 +157,7 @@ class Config:
     limits: LimitsConfig
     suite: SuiteConfig
     metrics: MetricsConfig
+    monitor: MonitorConfig
     log: Style
     origins: Mapping[str, str]
 
@@ -274,6 +284,9 @@ KEYS: Final[tuple[Key, ...]] = (
         default=False,
         about="metrics on other than loopback addresses, readable by all who reach them",
     ),
+    Key("monitor.feed", BOOLEAN, default=False, about="publish the monitoring feed at feed.sock in node.run_dir"),
+    Key("monitor.listen", ENDPOINT, "off", 'the feed by TCP with CURVE, address and port like "0.0.0.0:9752", or "off"', "text"),
+    Key("monitor.interval", integer(1, 3600), 2, "seconds between two looks that are published"),
     Key("log.format", choice(*FORMATS), "text", "text, json (an object a line) or journald (its own fields)", "text"),
     Key("log.level", choice(*LEVELS), "info", "debug, info, warning or error", "text"),
     Key("log.scrub", BOOLEAN, default=True, about="take addresses, host names, node ids and keys out of the log"),
@@ -423,6 +436,7 @@ class _Loader:
             LimitsConfig(**groups["limits"]),
             SuiteConfig(**groups["suite"]),
             MetricsConfig(**groups["metrics"]),
+            MonitorConfig(**groups["monitor"]),
             Style(**groups["log"]),
             {key.name: self.raw[key.name][1] if key.name in self.raw else "built in" for key in KEYS},
         )

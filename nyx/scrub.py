@@ -71,6 +71,6 @@ _KEYS: Final = frozenset(
     {
         "alias", "role", "address", "port", "state_dir", "run_dir", "count", "pin", "listen", "max_clients", "hops",
         "circuits_ahead", "allow_loopback", "policy", "file", "signers", "threshold", "circuits", "streams", "connections",
-        "pool_packets", "prefer", "allow_remote", "feed", "format", "level", "scrub",
+        "pool_packets", "prefer", "allow_remote", "feed", "interval", "format", "level", "scrub",
     }
 )  # fmt: skip

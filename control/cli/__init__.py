@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "stats": "Counters, errors by reason and latencies, once or live",
     "restart": "Start a worker anew; its streams go on",
     "upgrade": "Run the code that is installed now; streams go on",
+    "feed": "Read the monitoring feed, and say who else may",
     "monitoring": "Rules for Prometheus and a dashboard for Grafana",
     "reload": "Read the configuration and the directory anew, all or nothing",
     "config": "Check, show and change the configuration; its history and the way back",
