@@ -36,6 +36,7 @@ def load_or_make(state_dir: Path) -> tuple[bytes, bytes]:
     try:
         secret = read_private(path, 64).strip()
     except FileNotFoundError:
+        private_folder(state_dir)
         _, secret = zmq.curve_keypair()
         write_whole(path, secret + b"\n")
     if not _Z85.fullmatch(secret.decode("latin-1")):

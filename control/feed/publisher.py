@@ -76,6 +76,8 @@ class Publisher:
     def _close(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()
+            if endpoint.address.startswith("ipc:"):
+                feed_path(self._config).unlink(missing_ok=True)  # ZeroMQ leaves it
         self._endpoints.clear()
         if self._doorman:
             self._doorman.close()

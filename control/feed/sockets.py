@@ -106,7 +106,7 @@ class Endpoint:
                 self.close()
                 self.open()
                 return
-            self.connections += {zmq.EVENT_ACCEPTED: 1, zmq.EVENT_DISCONNECTED: -1}.get(event, 0)
+            self.connections += (event == zmq.EVENT_ACCEPTED) - (event == zmq.EVENT_DISCONNECTED)
 
     def _leave(self) -> None:
         """Listen no more. Only when ZeroMQ tells that it has let go of the address can it be opened anew, without everybody."""

@@ -84,9 +84,9 @@ def process_table(workers, supervisor):
 class Node:
     """A running control process."""
 
-    def __init__(self, folder, workers, process, statistics_fd):
+    def __init__(self, folder, workers, process, statistics_fd, table_fd):
         self.folder, self.workers, self.process = folder, workers, process
-        self._statistics = statistics_fd
+        self._statistics, self._table = statistics_fd, table_fd
         self.socket = folder / "run" / "control.sock"
 
     def count(self, worker, name, more):
@@ -94,6 +94,13 @@ class Node:
         columns, save = self._columns()
         statistics_row(columns["statistics"], worker)[COUNTERS.index(name)] += more
         save()
+
+    def restart(self, worker):
+        """Count another life of a worker, as its keeper would."""
+        data = bytearray(os.pread(self._table, os.fstat(self._table).st_size, 0))
+        columns = view(node_columns(len(self.workers)), memoryview(data)[ALIGN:])
+        columns["node_workers"][worker]["restarts"] += 1
+        os.pwrite(self._table, data, 0)
 
     def observe(self, worker, times):
         """Add times, in ns, to the histograms of a worker."""
@@ -134,7 +141,7 @@ def node(folder: Path, told=None, own_socket=False, config=CONFIG):
             env=environ, pass_fds=[*fds, *given["workers"]], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         try:
-            yield Node(folder, workers, process, fds[0])
+            yield Node(folder, workers, process, fds[0], fds[1])
         finally:
             for fd in fds[:2]:
                 os.close(fd)

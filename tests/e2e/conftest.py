@@ -29,7 +29,9 @@ def metrics_port() -> int:
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iterator[Network]:
-    with running_network(tmp_path_factory.mktemp("net"), "--metrics-port", str(metrics_port), nodes=NODES) as found:
+    with running_network(
+        tmp_path_factory.mktemp("net"), "--metrics-port", str(metrics_port), "--set", "monitor.feed=true", nodes=NODES
+    ) as found:
         yield found
 
 

@@ -1,11 +1,14 @@
 """What a running network tells its operators: it moves with the traffic, and says nothing about whom or whither."""
 
 import concurrent.futures
+import json
 import time
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.network import Network, free_port
@@ -90,3 +93,28 @@ def test_nobody_is_named_and_labels_stay_in_their_sets(network: Network, web: st
                     assert value == "+Inf" or any(abs(float(value) - b / 1e9) < 1e-12 for b in BOUNDS)
                 elif name != families.BUILD.name:
                     assert value in allowed[label], (name, label, value)
+
+
+def test_the_feed_of_a_sealed_node_tells_how_it_goes_and_names_nobody(network: Network, web: str) -> None:
+    client = next(node for node in network.nodes() if node["role"] == "client")
+    names = {peer["node"] for peer in network.ask("peers")["peers"]} | {n["alias"] for n in network.nodes()} - {client["alias"]}
+    bodies: dict[str, list[bytes]] = {}
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.subscribe("")
+        socket.connect(f"ipc://{Path(client['socket']).parent}/feed.sock")
+        network.curl(f"{web}/echo/secret-path-4711")
+        network.curl(f"http://{CANARY}/", check=False)
+        wanted = network.ask("stats")["total"]["streams_refused"]
+
+        def told() -> bool:
+            while socket.poll(100):
+                topic, body = socket.recv_multipart()
+                bodies.setdefault(topic.decode(), []).append(body)
+            stats = [json.loads(body)["data"]["total"] for body in bodies.get("nyx.stats/1", [])]
+            return bool(stats) and stats[-1]["streams_refused"] >= wanted and stats[-1]["bytes_out"] > 0
+
+        until(told, "the feed did not tell of the traffic")
+    assert {"nyx.status/1", "nyx.stats/1", "nyx.events/1"} == set(bodies)
+    text = b"".join(body for found in bodies.values() for body in found).decode()
+    assert not [secret for secret in (*names, "canary", "secret-path") if secret and secret in text]

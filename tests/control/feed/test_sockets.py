@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ TOPIC = "nyx.status/1"
 STATUS = b"nyx.status/1"
 
 
-OPENED: list[zmq.Socket] = []  # by the test that runs
+OPENED: list[Any] = []  # by the test that runs
 
 
 @pytest.fixture
