@@ -2,6 +2,8 @@
 
 A document is a JSON object that begins with "schema" and "version". Within a version fields are only added; a field that is
 renamed, removed or changes its meaning makes the next version. `json_schema` gives the JSON Schema of a document.
+
+Size: every document that a program may rely on stands in this one file, without logic, so that a change to any of them is seen.
 """
 
 import dataclasses

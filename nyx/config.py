@@ -35,6 +35,7 @@ from nyx.readers import (
     is_loopback,
     suggest,
 )  # fmt: skip
+from nyx.scrub import keep
 from nyx.toml import key_lines
 
 PORT_FIRST: Final = 43300
@@ -271,19 +272,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("limits.connections", integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", integer(1024, 1 << 20), 8192, "packet slots per worker"),
     Key("suite.prefer", choice("auto", "aegis128l", "chacha20poly1305"), "auto", "AEAD suite where both ends have it", "text"),
-    Key(
-        "metrics.listen",
-        ENDPOINT,
-        "off",
-        'Prometheus metrics over HTTP, address and port like "127.0.0.1:9751", or "off"',
-        "text",
-    ),
-    Key(
-        "metrics.allow_remote",
-        BOOLEAN,
-        default=False,
-        about="metrics on other than loopback addresses, readable by all who reach them",
-    ),
+    Key("metrics.listen", ENDPOINT, "off", 'Prometheus metrics, address and port like "127.0.0.1:9751", or "off"', "text"),
+    Key("metrics.allow_remote", BOOLEAN, default=False, about="metrics on other than loopback addresses, readable by all"),
     Key("monitor.feed", BOOLEAN, default=False, about="publish the monitoring feed at feed.sock in node.run_dir"),
     Key("monitor.listen", ENDPOINT, "off", 'the feed by TCP with CURVE, address and port like "0.0.0.0:9752", or "off"', "text"),
     Key("monitor.interval", integer(1, 3600), 2, "seconds between two looks that are published"),
@@ -309,6 +299,7 @@ _LIVE: Final = {
 }
 
 _BY_NAME: Final = {key.name: key for key in KEYS}
+keep(_BY_NAME)
 _SECTIONS: Final = tuple(dict.fromkeys(key.name.partition(".")[0] for key in KEYS))
 _PATHS: Final = ("node.state_dir", "node.run_dir", "directory.file")
 

@@ -8,6 +8,7 @@ A host name without a dot cannot be told from a word.
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Final
 
 ADDRESS: Final = "[address]"
@@ -28,9 +29,12 @@ _NAME: Final = re.compile(
     rf"(?<![0-9A-Za-z_.-])(?:{_LABEL}\.)+(?:[A-Za-z]{{2,63}}|xn--[0-9A-Za-z-]+)\.?(?::[0-9]{{1,5}})?(?![0-9A-Za-z_-])"
 )
 _FILES: Final = (".toml", ".sock", ".json", ".new", ".toml.new")  # none of these is a top-level domain
-_SETTINGS: Final = frozenset(
-    {"node", "workers", "proxy", "path", "exit", "directory", "limits", "suite", "metrics", "monitor", "log"}
-)
+_KEPT: Final[set[str]] = set()  # names of settings, which look like host names
+
+
+def keep(names: Iterable[str]) -> None:
+    """Leave these names readable from now on: they are the settings', and no hosts'."""
+    _KEPT.update(names)
 
 
 def scrub(text: str) -> str:
@@ -63,14 +67,4 @@ def _name(match: re.Match[str]) -> str:
     name = match[0].partition(":")[0].rstrip(".")
     if name.endswith(_FILES) or (name.endswith(".py") and match.string[match.start() - 1 : match.start()] == "/"):
         return match[0]  # a file, of ours or in a traceback
-    section, _, key = name.partition(".")
-    return match[0] if section in _SETTINGS and key in _KEYS else NAME
-
-
-_KEYS: Final = frozenset(
-    {
-        "alias", "role", "address", "port", "state_dir", "run_dir", "count", "pin", "listen", "max_clients", "hops",
-        "circuits_ahead", "allow_loopback", "policy", "file", "signers", "threshold", "circuits", "streams", "connections",
-        "pool_packets", "prefer", "allow_remote", "feed", "interval", "format", "level", "scrub",
-    }
-)  # fmt: skip
+    return match[0] if name in _KEPT else NAME

@@ -28,6 +28,8 @@ class Look:
     restarts: tuple[int, ...]
     control_restarts: int
     counters: tuple[int, ...]
+    version: int | None = None  # of the configuration
+    upgrades: int = 0
 
 
 def look(status: Status, pages: Pages) -> Look:
@@ -40,6 +42,8 @@ def look(status: Status, pages: Pages) -> Look:
         tuple(worker.restarts for worker in table.workers) if table else (),
         table.control_restarts if table else 0,
         tuple(sum(row[name] for row in rows) for name in _COUNTED),
+        status.config,
+        status.upgrades,
     )
 
 
@@ -53,6 +57,10 @@ def between(before: Look | None, now: Look) -> Iterator[Event]:
         for worker, (old, new) in enumerate(zip(before.restarts, now.restarts, strict=False)):
             if new > old:
                 yield Event("worker_restarted", worker=worker, count=new - old)
+        if before.version != now.version:
+            yield Event("reloaded", count=now.version)
+        if now.upgrades > before.upgrades:
+            yield Event("upgraded", count=now.upgrades - before.upgrades)
         for name, old, new in zip(_COUNTED, before.counters, now.counters, strict=True):
             if new > old:
                 yield Event(name, count=new - old)

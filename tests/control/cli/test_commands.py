@@ -16,6 +16,7 @@ from tests.control.nodes import CONFIG, node
 from tests.control.workers import answers, circuit, status, stream
 
 SUBCOMMANDS = {
+    "feed": ["follow", "readers", "admit"],
     "restart": ["worker"],
     "config": ["check", "show"],
     "keys": ["new", "show"],

@@ -202,9 +202,10 @@ LOOK = Look(True, "ready", frozenset(), (0, 0), 0, (0, 0, 0))
 def test_the_first_look_says_how_things_are_and_later_ones_what_is_different():
     assert [e.kind for e in between(None, LOOK)] == ["ready"]
     assert list(between(LOOK, LOOK)) == []
-    worse = Look(False, "starting", frozenset({"b", "a"}), (0, 3), 1, (2, 1, 0))
+    worse = Look(False, "starting", frozenset({"b", "a"}), (0, 3), 1, (2, 1, 0), 4, 1)
     assert list(between(LOOK, worse)) == [
-        Event("not_ready", text="starting"), Event("worker_restarted", worker=1, count=3), Event("links_opened", count=2),
+        Event("not_ready", text="starting"), Event("worker_restarted", worker=1, count=3), Event("reloaded", count=4),
+        Event("upgraded", count=1), Event("links_opened", count=2),
         Event("links_closed", count=1), Event("warning_set", text="a"), Event("warning_set", text="b"),
     ]  # fmt: skip
 
