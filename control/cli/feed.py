@@ -71,7 +71,7 @@ def readers(state: State) -> None:
     )
 
 
-@command.command()
+@command.command(context_settings={"allow_interspersed_args": False})  # a key may begin with a dash
 @click.argument("name")
 @click.argument("key")
 @json_option

@@ -143,6 +143,7 @@ def test_by_tcp_only_an_admitted_key_is_served(tmp_path, capsys):
         assert run([*config, "readers"]) == 0
         assert f"desk  {mine[0].decode()}" in capsys.readouterr().out
         assert run([*config, "admit", "../x", mine[0].decode()]) == 78
+        assert run([*config, "admit", "dash", "-h" + mine[0].decode()[2:]]) == 0
 
 
 def test_a_port_that_is_taken_is_a_warning_and_the_node_goes_on(tmp_path):
