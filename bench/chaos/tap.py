@@ -240,7 +240,7 @@ class Tap:
 def _run(sock: socket.socket, tap: Tap, keys: Keys, control: Connection) -> None:
     """The tap's process: capture until told to stop."""
     buffer = np.zeros(_OFFLOAD, np.uint8)
-    view = memoryview(buffer)
+    view = memoryview(buffer.data)
     due = 0.0
     while not control.poll():
         if select.select([sock], [], [], 0.05)[0]:
