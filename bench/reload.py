@@ -1,10 +1,11 @@
 """What reloads cost: latency of a stream, packets lost and memory, with and without reloads of every node, under a full load.
 
-A download runs through the network all the time, and a byte goes back and forth on another stream. Quiet spells and spells in
-which every node takes a new version of its configuration take turns, so that what else this machine does hits both. Prints
-the percentiles of both, what was lost in each, the time that a reload takes, and the memory of all processes before and after.
+A download runs through the network all the time, and a byte goes back and forth on another stream; the reloads are asked for by
+a process of their own, so that they do not hold up those who measure. Quiet spells and spells in which every node takes a new
+version of its configuration take turns, so that what else this machine does hits both. Prints the percentiles of both, what was
+lost in each, the time that a reload takes, and the memory of all processes after the first spells and after the last.
 
-    python -m bench.reload [--reloads 1000] [--rate 20] [--spells 10] [--hops 3] [--json]
+    python -m bench.reload [--reloads 1000] [--rate 5] [--spells 10] [--hops 3] [--json]
 """
 
 import argparse
@@ -16,7 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -100,21 +104,30 @@ class Nodes:
         self._files = [Path(row["config"]) for row in rows]
         self._texts = [file.read_text() for file in self._files]
         self._turn = 0
-        self.times: list[float] = []
-        self.done = 0
 
-    def reload(self) -> None:
-        """Every node takes another version, one after the other."""
+    def reload(self) -> list[float]:
+        """Every node takes another version, one after the other; the seconds of each."""
         self._turn += 1
+        times = []
         line = f"[proxy]\nmax_clients = {_KEYS[self._turn % 2]}\n"
         for socket, file, text in zip(self._sockets, self._files, self._texts, strict=True):
             file.write_text(text.replace("[proxy]\n", line))
             start = time.perf_counter()
             said = client.ask(socket, "reload", timeout=30)
-            self.times.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
             if not said["changed"] or any(worker["config"] != said["config"] for worker in said["workers"]):
                 raise RuntimeError(f"a reload did not reach all: {said}")
-            self.done += 1
+        return times
+
+    def serve(self, asked: Connection) -> None:
+        """Whenever a number of rounds and the seconds of each come, do them; answer with the seconds that each reload took."""
+        while True:
+            rounds, pace = asked.recv()
+            times, begun = [], time.monotonic()
+            for turn in range(rounds):
+                times += self.reload()
+                time.sleep(max(0.0, begun + pace * (turn + 1) - time.monotonic()))
+            asked.send(times)
 
     def lost(self) -> dict[str, int]:
         """Counters of lost and repeated packets, over all nodes."""
@@ -129,20 +142,22 @@ def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         network = stack.enter_context(running_network(folder / "net", "--hops", str(options.hops), nodes=5))
         names, nodes = processes(network), Nodes(network)
-        for _ in range(_WARM // len(network.nodes())):
-            nodes.reload()
-        nodes.times.clear()
-        warm, memory = nodes.done, _memory(names)
-        kinds = {"quiet": Spell(), "reloads": Spell()}
+        ours, theirs = Pipe()
+        Process(target=nodes.serve, args=(theirs,), daemon=True).start()
+        _rounds(ours, _WARM // len(network.nodes()), 0)
+        memory: dict[str, float] = {}
+        times: list[float] = []
+        kinds = {"quiet": Spell(), "with_reloads": Spell()}
         with Load(port, network.proxy_port) as load:
             time.sleep(1)
-            for _ in range(options.spells):
+            for number in range(options.spells):
+                memory = _memory(names) if number < 2 else memory
                 for name, spell in kinds.items():
-                    _one_spell(load, spell, nodes, options, reloads=name == "reloads")
+                    times += _one_spell(load, spell, nodes, options, ours if name == "with_reloads" else None)
             failed = load.failed
         return {
-            "reloads": nodes.done - warm,
-            "reload_ms": {f"p{s}": 1e3 * sorted(nodes.times)[len(nodes.times) * s // 100] for s in (50, 99)},
+            "reloads": len(times),
+            "reload_ms": {f"p{s}": 1e3 * sorted(times)[len(times) * s // 100] for s in (50, 99)},
             "streams_lost": failed,
             **{name: spell.report() for name, spell in kinds.items()},
             "pss_mib_before": memory,
@@ -150,20 +165,29 @@ def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
         }
 
 
-def _one_spell(load: Load, spell: Spell, nodes: Nodes, options: argparse.Namespace, *, reloads: bool) -> None:
-    """One stretch of time of this kind, as long as its share of the reloads takes at the wanted rate."""
+def _rounds(asked: Connection, rounds: int, pace: float) -> Sequence[float]:
+    asked.send((rounds, pace))
+    return list(asked.recv())
+
+
+def _one_spell(
+    load: Load, spell: Spell, nodes: Nodes, options: argparse.Namespace, reloads: Connection | None
+) -> Sequence[float]:
+    """One stretch of time of this kind, as long as its share of the reloads takes at the wanted rate; seconds of each reload."""
+    rounds, pace = max(1, options.reloads // options.spells // 5), 5 / options.rate
     before, begun = nodes.lost(), time.monotonic()
     load.spell = spell
-    rounds = max(1, options.reloads // options.spells // 5)
-    for turn in range(rounds):
-        if reloads:
-            nodes.reload()
-        time.sleep(max(0.0, begun + 5 * (turn + 1) / options.rate - time.monotonic()))
-    spell.seconds += time.monotonic() - begun
+    times: Sequence[float] = ()
+    if reloads:
+        times = _rounds(reloads, rounds, pace)
+    else:
+        time.sleep(rounds * pace)
     load.spell = Spell()  # what comes between two spells belongs to none
+    spell.seconds += time.monotonic() - begun
     for name, count in nodes.lost().items():
         if count > before[name]:
             spell.lost[name] = spell.lost.get(name, 0) + count - before[name]
+    return times
 
 
 def _memory(names: dict[int, str]) -> dict[str, float]:
@@ -177,12 +201,12 @@ def report(result: dict[str, Any]) -> None:
     """Print the result as text."""
     times, lost = result["reload_ms"], result["streams_lost"]
     print(f"{result['reloads']} reloads, each {times['p50']:.1f} ms (p99 {times['p99']:.1f}); streams lost: {lost or 0}")
-    for name in ("quiet", "reloads"):
+    for name in ("quiet", "with_reloads"):
         spell = result[name]
         trips = "  ".join(f"{share} {value:6.0f} us" for share, value in spell["round_trip_us"].items())
-        print(f"{name:8} round trip {trips}  ({spell['round_trips']})  download {spell['download_mbps']:5.0f} Mbps")
-        print(f"{'':8} lost {spell['lost'] or 0}")
-    p99 = [result[name]["round_trip_us"]["p99"] for name in ("quiet", "reloads")]
+        print(f"{name:12} round trip {trips}  ({spell['round_trips']})  download {spell['download_mbps']:5.0f} Mbps")
+        print(f"{'':12} lost {spell['lost'] or 0}")
+    p99 = [result[name]["round_trip_us"]["p99"] for name in ("quiet", "with_reloads")]
     print(f"p99 with reloads / without: {p99[1] / p99[0]:.3f}")
     for name, size in result["pss_mib_after"].items():
         print(f"{name:24} {result['pss_mib_before'][name]:7.1f} -> {size:7.1f} MiB")
@@ -192,7 +216,7 @@ def main() -> None:
     """Run as the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reloads", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=20.0, help="reloads a second, over all nodes")
+    parser.add_argument("--rate", type=float, default=5.0, help="reloads a second, over all nodes")
     parser.add_argument("--spells", type=int, default=10)
     parser.add_argument("--hops", type=int, default=3)
     parser.add_argument("--json", action="store_true")

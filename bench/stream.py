@@ -39,7 +39,7 @@ def source() -> tuple[int, int]:
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
-            with connection:
+            with connection, contextlib.suppress(OSError):  # who asked for more than he read
                 (left,) = struct.unpack(">Q", connection.recv(8, socket.MSG_WAITALL))
                 while left:
                     left -= connection.send(_BLOCK[: min(left, len(_BLOCK))])

@@ -9,10 +9,11 @@ a reload while nothing has changed.
     commit_config  version                   -> number of the version in force
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nyx.changes import DIRECTORY, Change, compare, plan
 from nyx.columns import Columns
@@ -22,6 +23,8 @@ from nyx.errors import ConfigError, InternalError, NyxError
 from nyx.history import Entry, History
 from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
 from shards import say
+
+_ORIGIN_MAX: Final = 64  # characters
 
 
 class Versions:
@@ -76,6 +79,8 @@ class Versions:
         wanted, origins, origin = args.get("settings"), args.get("origins"), args.get("origin")
         if not isinstance(wanted, dict) or not isinstance(origins, dict) or not isinstance(origin, str):
             raise InternalError("stage_config needs settings, origins and origin")
+        if not all(isinstance(place, str) for place in (*origins.values(), origin)) or len(origin) > _ORIGIN_MAX:
+            raise InternalError("an origin is a short text")
         self._staged = None
         running = self._committed.text_of(self._committed.word)
         found = plan(running.settings, settings(from_settings(wanted, origins)))
@@ -115,10 +120,12 @@ class Versions:
             raise NyxError("no such version is staged: another reload came between, or the node was upgraded; try again")
         version, entry, snapshot = staged
         try:
+            self._history.add(entry)
             if snapshot is not None:
                 _source(from_settings(version.settings)).pin(snapshot)
-            self._history.add(entry)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._history.remove(version.number)
             what = f"{error.filename or 'the state folder'}: cannot be written: {error.strerror}"
             raise NyxError(f"{what}; make room, or let this user write there. Nothing was changed") from error
         self._committed.commit(version.number)

@@ -223,6 +223,8 @@ def _target(state: State) -> tuple[Path, dict[str, Any] | None]:
         if error.exit_code != EXIT_UNREACHABLE or state.socket or state.node:
             raise
         return _file(state, None), None
+    except ConfigError:  # of --config, which names the socket: it may be what is about to be mended
+        return _file(state, None), None
     file = Path(running["file"])
     own = _file(state, None)
     return (own, None) if own.exists() and not own.samefile(file) and not (state.socket or state.node) else (file, running)
@@ -268,6 +270,7 @@ def _change(state: State, wanted: Mapping[str, Any], origin: str, *, reload: boo
             edit.set(key, value)
     changes = [ConfigChange(c.key, c.old, c.new, c.live, _effect(c.key, live=c.live)) for c in edit.check()]
     files = edit.write()
+    running = running or _target(state)[1]
     said = None
     if running and reload:
         try:

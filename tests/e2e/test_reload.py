@@ -69,9 +69,9 @@ def _as_before(client):
     client.ctl("reload")
 
 
-def last_worker(client):
-    """Pid of the last worker."""
-    return [p["pid"] for p in client.ask("status")["processes"] if p["name"].startswith("worker")][-1]
+def pid_of(client, name):
+    """Pid of a process of the node."""
+    return next(p["pid"] for p in client.ask("status")["processes"] if p["name"] == name)
 
 
 def until(condition, seconds=20):
@@ -190,9 +190,9 @@ def test_a_new_directory_is_a_version_and_an_older_one_is_refused(client, web, t
         (c["key"], c["old"], c["new"]) for c in said["applied"]
     ]
     assert client.network.curl(f"{web}/echo/new").stdout == b"new"
-    worker = last_worker(client)
+    worker = pid_of(client, "worker 1")
     os.kill(worker, signal.SIGKILL)  # its next life is forked from a keeper that knows the old directory
-    until(lambda: client.ask("status")["ready"] and last_worker(client) not in (None, worker))
+    until(lambda: client.ask("status")["ready"] and pid_of(client, "worker 1") not in (None, worker))
     assert client.network.curl(f"{web}/echo/life").stdout == b"life"
     file.write_bytes(old)
     client.edit(trusted, line)
@@ -200,6 +200,27 @@ def test_a_new_directory_is_a_version_and_an_older_one_is_refused(client, web, t
     assert refused.returncode == 78
     assert "rolled back" in refused.stderr
     (client.file.parent / "state" / "directory.pin").unlink()  # the other tests go on with the network's own
+
+
+def test_a_new_control_process_begins_with_the_version_in_force_whatever_the_files_say(client):
+    before, control_pid = client.ask("status"), pid_of(client, "control")
+    client.file.write_text("not a [configuration\n")
+    os.kill(control_pid, signal.SIGKILL)
+    until(lambda: client.ctl("status", check=False).returncode == 0 and pid_of(client, "control") != control_pid)
+    assert client.version() == before["config"]
+    assert client.running("path.hops") == "2"
+    assert client.ctl("reload", check=False).returncode == 78
+
+
+def test_other_code_over_the_same_memory_runs_the_same_version(client):
+    client.ctl("config", "set", "path.circuits_ahead", "6")
+    before = client.version()
+    client.ctl("upgrade")
+    assert client.ask("status")["upgrades"] == 1
+    assert until(lambda: len(found := versions(client)) == 1 and found) == {before}
+    assert client.running("path.circuits_ahead") == "6"
+    client.ctl("config", "rollback")
+    assert client.version() == before + 1
 
 
 def kill_a_worker(client, after, which):
