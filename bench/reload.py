@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from bench.network import Network, running_network
-from bench.stream import connect, processes, pss_kib, source
+from bench.stream import connect, cpu_seconds, processes, pss_kib, source
 from control import client
 
 _LOST: Final = ("ring_full", "send_failed", "pool_empty", "control_retransmitted")
-_WARM: Final = 50  # reloads before memory is looked at first
+_WARM: Final = 200  # reloads before memory is looked at first
 _KEYS: Final = (1000, 1001)  # proxy.max_clients: a change that touches nothing else
 
 
@@ -144,7 +144,11 @@ def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
         names, nodes = processes(network), Nodes(network)
         ours, theirs = Pipe()
         Process(target=nodes.serve, args=(theirs,), daemon=True).start()
-        _rounds(ours, _WARM // len(network.nodes()), 0)
+        idle = {pid: cpu_seconds(pid) for pid in names}
+        warm = len(_rounds(ours, _WARM // len(network.nodes()), 0))
+        cost: dict[str, float] = {}
+        for pid, name in names.items():
+            cost[name.split()[1]] = cost.get(name.split()[1], 0.0) + 1e3 * (cpu_seconds(pid) - idle[pid]) / warm
         memory: dict[str, float] = {}
         times: list[float] = []
         kinds = {"quiet": Spell(), "with_reloads": Spell()}
@@ -158,6 +162,7 @@ def measure(options: argparse.Namespace, port: int) -> dict[str, Any]:
         return {
             "reloads": len(times),
             "reload_ms": {f"p{s}": 1e3 * sorted(times)[len(times) * s // 100] for s in (50, 99)},
+            "reload_cpu_ms": cost,
             "streams_lost": failed,
             **{name: spell.report() for name, spell in kinds.items()},
             "pss_mib_before": memory,
@@ -201,6 +206,7 @@ def report(result: dict[str, Any]) -> None:
     """Print the result as text."""
     times, lost = result["reload_ms"], result["streams_lost"]
     print(f"{result['reloads']} reloads, each {times['p50']:.1f} ms (p99 {times['p99']:.1f}); streams lost: {lost or 0}")
+    print("CPU a reload: " + ", ".join(f"{name} {cost:.1f} ms" for name, cost in result["reload_cpu_ms"].items()))
     for name in ("quiet", "with_reloads"):
         spell = result[name]
         trips = "  ".join(f"{share} {value:6.0f} us" for share, value in spell["round_trip_us"].items())

@@ -31,7 +31,7 @@ from nyx.wire.envelope import MESSAGE_MAX, dump
 from nyx.wire.orders import Notice, Order
 
 ORIGINS: Final = frozenset({"reload", "SIGHUP", "set", "rollback", "api"})
-PREPARE_TIME: Final = 10.0  # seconds for a worker that runs to prepare, its restarts included
+PREPARE_TIME: Final = 30.0  # seconds for a worker that runs to prepare, its restarts included
 TAKE_TIME: Final = 2.0  # seconds for all workers to say that they run the version
 COMMAND_TIME: Final = 10.0  # seconds for the supervisor to read and check a directory of any size, or to write the history
 _PAUSE: Final = 0.02

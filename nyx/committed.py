@@ -17,7 +17,7 @@ v + 1 came into force, so an unchanged word proves the copy whole.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from nyx.columns import Column, Columns
 from nyx.errors import ConfigError, InternalError
-from nyx.path.directory import SIZE_MAX, Snapshot, verify
+from nyx.path.directory import SIZE_MAX, Snapshot, verify_in_steps
 
 TEXT_MAX: Final = 65536  # bytes of a version's text
 _HEAD: Final[np.dtype[Any]] = np.dtype([("version", np.int64), ("size", np.int64), ("digest", np.uint8, (32,))], align=True)
@@ -164,10 +164,10 @@ class Committed:
         self._word[0] = number
 
 
-def believe(version: Version, data: bytes) -> Snapshot:
-    """The directory of a version from its bytes, checked again as when it was first believed. Raises DirectoryError."""
+def believe(version: Version, data: bytes) -> Generator[None, None, Snapshot]:
+    """The directory of a version from its bytes, checked in steps as when it was first believed. Raises DirectoryError."""
     signers = [bytes.fromhex(signer) for signer in version.settings["directory.signers"]]
-    found = verify(data, signers, version.settings["directory.threshold"], version.directory.verified)
+    found = yield from verify_in_steps(data, signers, version.settings["directory.threshold"], version.directory.verified)
     if found.digest.hex() != version.directory.digest:
         raise InternalError("the memory holds another directory than this version's")
     return found

@@ -358,10 +358,13 @@ def setting(config: Config, key: str) -> Any:
 
 
 def from_settings(values: Mapping[str, Any], origins: Mapping[str, str] | None = None, name: str = "configuration") -> Config:
-    """The configuration of which `settings` are these; a key that is missing has its default. Raises ConfigError."""
+    """The configuration of which `settings` are these. Raises ConfigError.
+
+    Another release may have written them: a key that is missing has its default, one that is unknown is left out.
+    """
     loader = _Loader([name], Path("/"), {})
-    for key, value in values.items():
-        loader.take(key, value, (origins or {}).get(key, name))
+    for key in _BY_NAME.keys() & values.keys():
+        loader.take(key, values[key], (origins or {}).get(key, name))
     return loader.finish()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nyx.crypto.suites import SUITE_AEGIS128L
-from nyx.errors import NyxError, RemoteProtocolError
+from nyx.errors import LocalProtocolError, NyxError, RemoteProtocolError
 from nyx.wire import admin, envelope
 from nyx.wire.codes import DestroyReason
 from shards.link import Link, LinkState
@@ -33,6 +33,8 @@ class Admin:
         self._channel = worker.context.control
         self._channel.setblocking(False)  # noqa: FBT003 (the standard library's form)
         self._started = time.monotonic()
+        self._preparing = 0  # id of the last question to prepare a version
+        worker.settings.answer = self._prepared
 
     def on_readable(self, now: int) -> None:
         """Answer what was asked."""
@@ -63,7 +65,7 @@ class Admin:
         if request.op is admin.Op.STATUS:
             return [admin.Answer(request.id, self._status()).encode()]
         if request.op is admin.Op.PREPARE:
-            return [self._prepare(request).encode()]
+            return self._prepare(request)
         if request.op is admin.Op.CIRCUITS:
             return admin.answer_rows(request.id, "circuits", [{**row, "worker": index} for row in worker.desk.describe(now)])
         if request.op is admin.Op.STREAMS:
@@ -90,15 +92,21 @@ class Admin:
             "config": worker.settings.number,
         }
 
-    def _prepare(self, request: admin.Request) -> admin.Answer:
+    def _prepare(self, request: admin.Request) -> Iterable[bytes]:
+        """Begin; the answer comes when it is done, some turns later."""
         number = request.args.get("version")
-        if type(number) is not int:
-            return admin.Answer(request.id, error="version must be a number")
         try:
+            if type(number) is not int:
+                raise LocalProtocolError("version must be a number")
+            self._preparing = request.id
             self._worker.settings.prepare(number)
         except NyxError as error:
-            return admin.Answer(request.id, error=f"worker {self._worker.context.index} cannot take it: {error}")
-        return admin.Answer(request.id, {"version": number})
+            return [admin.Answer(request.id, error=str(error)).encode()]
+        return []
+
+    def _prepared(self, number: int, error: str | None) -> None:
+        why = f"worker {self._worker.context.index} cannot take version {number}: {error}" if error else None
+        self._send([admin.Answer(self._preparing, {"version": number}, why).encode()])
 
     def _streams(self, now: int, *, show: bool) -> list[Mapping[str, Any]]:
         circuit_of = self._worker.batch.circuit_of

@@ -204,6 +204,8 @@ class Worker:
         now = time.monotonic_ns()
         if self.settings.due:
             self.settings.take(self)
+        if self.settings.busy:
+            self.settings.work()
         self._active = False
         packets = self._on_ready(ready, now) if ready else False
         for _ in range(_RECEIVES if packets else 0):
@@ -248,7 +250,7 @@ class Worker:
     def _patience(self) -> int:
         """Nanoseconds until something is due; 0 when there is work already."""
         busy = self.edge.pending or (self.streams.pending and not self._blocked)
-        if busy or (self.context.workers > 1 and not self.rings.may_sleep()):
+        if busy or self.settings.busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
         due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())
         if self._rest_by:

@@ -9,7 +9,7 @@ from control.cli.node import ask
 from control.cli.output import echo, plural, print_json, style
 from control.cli.state import State, json_option
 
-RELOAD_TIME: Final = 30.0  # seconds: a worker that is starting again is waited for
+RELOAD_TIME: Final = 55.0  # seconds: a worker that is starting again is waited for
 
 
 @click.command()

@@ -7,11 +7,11 @@ descriptor. A refusal names its reason. Source: docs/protocol.md, "Directory".
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from nyx.crypto.keys import PublicKeys
 from nyx.errors import ConfigError, NyxError
@@ -20,6 +20,8 @@ from nyx.path import cbor
 from nyx.path.cbor import FormError
 from nyx.path.descriptor import SIZE_MAX as DESCRIPTOR_MAX
 from nyx.path.descriptor import Address, Descriptor, open_descriptor
+
+T = TypeVar("T")
 
 VERSION: Final = 1
 PURPOSE: Final = b"nyx-snapshot-1"
@@ -158,6 +160,23 @@ def build_snapshot(
 
 def verify(data: bytes, signers: Sequence[bytes], threshold: int, wall: int, pin: Pin | None = None) -> Snapshot:
     """The snapshot in `data`, believed only if `threshold` of `signers` signed it. Raises DirectoryError."""
+    return finish(verify_in_steps(data, signers, threshold, wall, pin))
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """What a job that is done in steps comes to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def verify_in_steps(
+    data: bytes, signers: Sequence[bytes], threshold: int, wall: int, pin: Pin | None = None
+) -> Generator[None, None, Snapshot]:
+    """The same, a node a step: thousands take seconds, and a worker has packets to serve meanwhile. Raises DirectoryError."""
     try:
         body, signatures = _open(data)
         _check_signatures(body, signatures, signers, threshold)
@@ -175,7 +194,7 @@ def verify(data: bytes, signers: Sequence[bytes], threshold: int, wall: int, pin
             previous=previous,
             valid_from=valid_from,
             valid_until=valid_until,
-            nodes=_nodes(entries, valid_from, valid_until),
+            nodes=(yield from _nodes(entries, valid_from, valid_until)),
             digest=digest,
         )
     except FormError as error:
@@ -224,7 +243,7 @@ def _check_pin(sequence: int, previous: bytes, digest: bytes, pin: Pin | None) -
         raise DirectoryError(Reason.FORKED, f"sequence {sequence} does not follow the {pin.sequence} that was seen here before")
 
 
-def _nodes(entries: Any, valid_from: int, valid_until: int) -> tuple[Node, ...]:
+def _nodes(entries: Any, valid_from: int, valid_until: int) -> Generator[None, None, tuple[Node, ...]]:
     found: list[Node] = []
     for entry in cbor.items(entries, "nodes", NODES_MAX):
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], bytes):
@@ -236,6 +255,7 @@ def _nodes(entries: Any, valid_from: int, valid_until: int) -> tuple[Node, ...]:
         if descriptor.valid_from > valid_from or descriptor.valid_until < valid_until:
             raise FormError(f"node {len(found)}: its descriptor is not valid for the whole time of the snapshot")
         found.append(Node(descriptor, cbor.integer(entry[1], "weight", WEIGHT_MAX)))
+        yield
     ids = [node.id for node in found]
     if ids != sorted(ids) or len(set(ids)) != len(ids):
         raise FormError("nodes are not in the order of their ids, each once")

@@ -18,6 +18,7 @@ SMALL = {
     "bench.sdk": ["--hops", "1", "--mib", "4", "--rounds", "1"],
     "bench.streams": ["--megabytes", "2", "--loss", "1"],
     "bench.udp": ["--seconds", "0.2"],
+    "bench.reload": ["--reloads", "10", "--spells", "1", "--rate", "10"],
     "bench.stream": ["--hops", "1", "--mib", "8", "--rounds", "1"],
 }
 

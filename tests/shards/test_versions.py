@@ -1,6 +1,7 @@
 """Versions of the configuration, from the supervisor's side and a worker's: staged, prepared, committed, or nothing at all."""
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,12 @@ import pytest
 from nyx import config
 from nyx.columns import allocate
 from nyx.committed import Committed, committed_columns
+from nyx.crypto.keys import StaticKeys
 from nyx.errors import InternalError, NyxError
 from nyx.files import write_whole
 from nyx.history import History
 from nyx.path import cbor
+from nyx.path.descriptor import Descriptor
 from nyx.path.directory import FileDirectory, build_snapshot, verify
 from shards.settings import Settings
 from shards.versions import Versions
@@ -84,6 +87,16 @@ def room():
     return SimpleNamespace(available=[1, 2], links=SimpleNamespace(suites=[]), edge=edge, desk=SimpleNamespace(clients=None))
 
 
+def prepare(worker, number):
+    """Prepare to the end; what was wrong, or None."""
+    told: list[str | None] = []
+    worker.answer = lambda _number, error: told.append(error)
+    worker.prepare(number)
+    while worker.busy:
+        worker.work()
+    return told[0]
+
+
 def context(worker):
     return worker._context
 
@@ -112,7 +125,7 @@ def test_other_code_over_the_same_memory_keeps_the_version_or_makes_the_next(nod
 def test_a_version_reaches_workers_with_the_commit_and_not_before(node):
     worker, rooms = node.worker(), room()
     assert node.stage(path__hops=4, proxy__max_clients=5, exit__policy=["reject *:*"]) == {"version": 2, "new": True}
-    worker.prepare(2)
+    prepare(worker, 2)
     assert not worker.due
     assert context(worker).config.path.hops == 3
     assert node.commit(2) == {"version": 2}
@@ -128,7 +141,7 @@ def test_a_version_reaches_workers_with_the_commit_and_not_before(node):
 
 def test_a_life_that_begins_between_prepare_and_commit_ends_on_the_committed_version(node):
     node.stage(path__hops=4)
-    node.worker().prepare(2)
+    prepare(node.worker(), 2)
     reborn = node.worker()
     assert (reborn.number, context(reborn).config.path.hops) == (1, 3)
     node.commit(2)
@@ -141,7 +154,7 @@ def test_a_life_that_begins_between_prepare_and_commit_ends_on_the_committed_ver
 def test_a_worker_that_prepared_what_was_given_up_takes_what_was_committed_under_the_number(node):
     worker = node.worker()
     node.stage(path__hops=4)
-    worker.prepare(2)
+    prepare(worker, 2)
     node.stage(path__hops=6)
     node.commit(2)
     worker.take(cast("Any", room()))
@@ -150,7 +163,7 @@ def test_a_worker_that_prepared_what_was_given_up_takes_what_was_committed_under
 
 def test_a_version_that_is_not_staged_cannot_be_prepared_or_committed(node):
     with pytest.raises(InternalError, match="does not hold version 2"):
-        node.worker().prepare(2)
+        prepare(node.worker(), 2)
     with pytest.raises(NyxError, match="no such version is staged"):
         node.commit(2)
     node.stage(path__hops=4)
@@ -171,7 +184,7 @@ def test_what_needs_a_restart_waits_and_the_same_again_is_no_version(node):
 
 def test_what_the_files_should_not_say_is_told_and_nothing_is_staged(node):
     said = node.versions.stage({"settings": {"path.hops": 9, "path.hop": 1}, "origins": {}, "origin": "reload"})
-    assert len(said["problems"]) == 4  # two of them, and the directory's required keys
+    assert len(said["problems"]) == 3  # its own, and the directory's required keys
     with pytest.raises(NyxError, match="no such version"):
         node.commit(2)
 
@@ -182,7 +195,7 @@ def test_a_newer_directory_is_a_version_and_comes_from_memory(node):
     assert node.stage() == {"version": 2, "new": True}
     pin = FileDirectory(node.file, [], 1, node.config().pin_file)._pin()
     assert pin is None
-    worker.prepare(2)
+    prepare(worker, 2)
     node.commit(2)
     node.file.unlink()
     worker.take(cast("Any", room()))
@@ -234,3 +247,41 @@ def test_the_history_remembers_who_asked_and_what_changed(node):
     assert [(e.version, e.origin) for e in entries] == [(1, "start"), (2, "reload"), (3, "reload"), (4, "reload")]
     assert [(c.old, c.new) for e in entries[1:] for c in e.changes] == [(3, 4), (4, 5), (5, 6)]
     assert dataclasses.asdict(entries[-1])["settings"]["path.hops"] == 6
+
+
+def test_a_large_directory_is_prepared_over_many_turns_and_another_version_replaces_it(node):
+    keys = [StaticKeys.generate(os.urandom) for _ in range(40)]
+    records = [(describe(key).sign(key), 10) for key in keys]
+    data = build_snapshot(records, [AUTHORITY], network="test", sequence=7, valid_from=NOW, valid_until=FOREVER)
+    node.file.write_bytes(data)
+    worker, turns = node.worker(), 0
+    told: list[tuple[int, str | None]] = []
+    worker.answer = lambda number, error: told.append((number, error))
+    node.stage()
+    worker.prepare(2)
+    while worker.busy:
+        assert not told
+        worker.prepare(2)  # asked again meanwhile
+        worker.work()
+        turns += 1
+    assert turns > 1
+    assert told == [(2, None)]
+    node.stage(path__hops=5)
+    worker.prepare(2)
+    worker.work()
+    node.commit(2)
+    worker.take(cast("Any", room()))
+    assert not worker.busy
+    assert (context(worker).snapshot.sequence, context(worker).config.path.hops) == (7, 5)
+
+
+def test_settings_of_another_release_lack_keys_or_have_more():
+    found = config.from_settings({"directory.file": "/x", "directory.signers": ["ab" * 32], "cover.rate": 7, "path.hops": 4})
+    assert (found.path.hops, found.path.circuits_ahead) == (4, 2)
+
+
+def describe(keys):
+    return Descriptor(
+        alias="relay", family="", public=keys.public, addresses=(("127.0.0.1", 43300),), flags=(), link_suites=(1, 2),
+        layer_suites=(1, 2), sequence=1, valid_from=0, valid_until=FOREVER + 1,
+    )  # fmt: skip
