@@ -81,6 +81,7 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stre
 	$(BIN)/python -m bench.cli
 	$(BIN)/python -m bench.stream
 	$(BIN)/python -m bench.kills
+	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.reload
 
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \

@@ -36,7 +36,7 @@ KERNEL_MODULES: Final = (
     "shards.udp",
 )
 
-ROOM: Final = 16 << 20  # bytes that the cache of all kernels may take
+ROOM: Final = 40 << 20  # bytes that the cache of all kernels takes, at most
 
 
 class CacheError(NyxError):

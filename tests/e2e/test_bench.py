@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SMALL = {
     "bench.cli": ["--runs", "2"],
+    "bench.faults": ["--seconds", "3", "--only", "client: worker"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
     "bench.crypto": ["--rounds", "3"],
     "bench.sdk": ["--hops", "1", "--mib", "4", "--rounds", "1"],

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bench.network import Network, running_network
-from bench.seams import (
+from bench.chaos.seams import (
     Shim,
     cpu_seconds,
     log_of,
@@ -23,6 +22,7 @@ from bench.seams import (
     wait_for,
     warnings_of,
 )
+from bench.network import Network, running_network
 from bench.stream import children
 from tests.e2e.conftest import blob_digest
 from tests.e2e.test_faults import DOWNLOAD, connect, fetch, path_in_use

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
+from bench.chaos.seams import Shim
 from bench.network import nyxctl
-from bench.seams import Shim
 from nyx.kernel import PLAIN, cache_root
 from tests.shards.test_nyxd import ROOT, Home
 from tests.shards.test_supervisor import eventually
