@@ -117,7 +117,7 @@ def test_just_enough_descriptors_are_enough(home: Home) -> None:
 
 @pytest.mark.parametrize("memory", [100, 200, 600, 3000])
 def test_too_little_memory_is_said(home: Home, memory: int) -> None:
-    assert "memory" in Start(home, limits=[f"--as={memory * MIB}"]).refused()
+    assert "memory" in Start(home, limits=[f"--as={memory * MIB}"]).refused().lower()
 
 
 def test_no_room_for_processes_is_said(home: Home, tmp_path: Path) -> None:
