@@ -83,7 +83,9 @@ def node(tmp_path):
 
 def room():
     """The rooms of a worker that a version reaches."""
-    edge = SimpleNamespace(client=SimpleNamespace(max_clients=0), exit=SimpleNamespace(policy=None))
+    edge = SimpleNamespace(
+        client=SimpleNamespace(max_clients=0), sdk=SimpleNamespace(max_streams=0), exit=SimpleNamespace(policy=None)
+    )
     return SimpleNamespace(available=[1, 2], links=SimpleNamespace(suites=[]), edge=edge, desk=SimpleNamespace(clients=None))
 
 
