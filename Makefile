@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet
 JOBS ?= 2
+MINUTES ?= 30
 
 .PHONY: help
 help: ## say what there is
@@ -83,6 +84,10 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stre
 	$(BIN)/python -m bench.kills
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.reload
+
+.PHONY: soak
+soak: $(DEV) ## half an hour of kills, restarts, upgrades and traffic: what grows? (make soak MINUTES=120)
+	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-build-isolation \

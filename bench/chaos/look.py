@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.network import Network
 
-_T: Final = 3.0  # standard errors that make a slope more than chance
+_T: Final = 3.71  # standard errors that a slope through 8 points passes by chance once in 200 (Student's t, 6 degrees of freedom)
 
 
 class Member(NamedTuple):
@@ -118,9 +118,14 @@ class Slope(NamedTuple):
     level: float
 
     @property
+    def bound(self) -> float:
+        """Growth that chance alone makes once in 200 times."""
+        return _T * self.error
+
+    @property
     def grows(self) -> bool:
         """Whether the growth is more than chance."""
-        return self.slope > _T * self.error and self.slope > 0
+        return self.slope > self.bound
 
 
 def slope(series: Sequence[tuple[float, float]], parts: int = 8) -> Slope:
