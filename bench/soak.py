@@ -24,6 +24,7 @@ from bench.network import nyxctl
 
 _LOOK: Final = 5.0  # seconds between two looks at what the nodes hold
 _ASKED: Final = (("status",), ("stats",), ("circuits",), ("streams", "--show-targets"), ("peers",), ("stats", "--json"))
+_DISTURBING: Final = {"restart", "upgrade"}
 _CONTROL_BACK: Final = 3.0  # seconds: a control process that was killed answers again
 _UNITS: Final = {"memory": float(1 << 20)}  # one unit, where it is not 1
 
@@ -51,11 +52,13 @@ class Operator:
 
     def _call(self, node: Member, *command: str) -> None:
         for patience in (_CONTROL_BACK, 0.0):
-            self.stage.killed_at.append(time.monotonic())  # a restart may refuse requests as a kill does
+            began = time.monotonic()
             with suppress(subprocess.TimeoutExpired):
-                if nyxctl("--socket", node.control, *command, check=False, timeout=120).returncode == 0:
+                done = nyxctl("--socket", node.control, *command, check=False, timeout=120).returncode == 0
+                if command[0] in _DISTURBING:
+                    self.stage.disturbed.append((began, time.monotonic()))  # requests may be refused, as by a kill
+                if done:
                     self.calls[command[0]] += 1
-                    self.stage.killed_at.append(time.monotonic())
                     return
             time.sleep(patience)
         self.failed[" ".join(command)] += 1
@@ -99,6 +102,7 @@ def growing(growth: dict[str, dict[str, float]]) -> list[str]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One soak and what came of it."""
     with scene(options.seed, capture=False) as stage:
+        stage.fill(120)
         stage.begin(bulk=2, mixed=2, size=64 << 20, rate=2 << 20)
         series, operator = Series(stage), Operator(stage)
         until = time.monotonic() + 60 * options.minutes

@@ -21,6 +21,7 @@ from bench.network import Network, running_network
 
 HOPS: Final = 3
 _SAMPLE: Final = 5.0  # seconds between two samples of memory
+_STILL: Final = 4.0  # seconds without one more circuit: there are as many as there will be
 _CAUSE: Final = 2.0  # seconds before a refused request in which a kill may have been its cause
 _CONTROL: Final = 0.15  # of kills hit a control process
 MUST_STAY_ZERO: Final = ("dropped_replayed", "dropped_too_old", "dropped_repeated_cell", "dropped_bad_tag", "dropped_bad_cell")
@@ -37,7 +38,7 @@ class Scene:
     rng: random.Random
     tally: Tally = field(default_factory=Tally)
     kills: Counter[str] = field(default_factory=Counter)
-    killed_at: list[float] = field(default_factory=list)
+    disturbed: list[tuple[float, float]] = field(default_factory=list)  # begin and end of what may refuse requests
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, PSS
     stop: threading.Event = field(default_factory=threading.Event)
     before: Holding | None = None
@@ -60,6 +61,26 @@ class Scene:
         for thread in self._threads:
             thread.start()
 
+    def fill(self, patience: float) -> None:
+        """Ask with new isolation keys until the client has as many circuits as it ever will."""
+        until, most, risen = time.monotonic() + patience, -1, time.monotonic()
+        stop = threading.Event()
+
+        def ask(user: User) -> None:
+            while not stop.is_set():
+                user.one("download", 1, user.rng.randbytes(8).hex())
+
+        threads = [threading.Thread(target=ask, args=(self.user(),), daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < min(until, risen + _STILL):
+            time.sleep(0.5)
+            if (ready := holding(self.nodes).ready) > most:
+                most, risen = ready, time.monotonic()
+        stop.set()
+        for thread in threads:
+            thread.join()
+
     def _sample(self) -> None:
         while not self.stop.wait(_SAMPLE):
             self.memory.append((time.monotonic(), float(memory(self.nodes))))
@@ -72,7 +93,7 @@ class Scene:
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(self.rng.choice(pids), signal.SIGKILL)
             self.kills[role] += 1
-            self.killed_at.append(time.monotonic())
+            self.disturbed.append((time.monotonic(), time.monotonic()))
 
     def finish(self) -> None:
         """Let the applications end what they do."""
@@ -82,8 +103,8 @@ class Scene:
 
     @property
     def unexplained(self) -> int:
-        """Refused requests without a kill shortly before or during them."""
-        return sum(not any(a - _CAUSE <= at <= b for at in self.killed_at) for a, b in self.tally.refusals)
+        """Refused requests without a kill (or another start of a process) shortly before or during them."""
+        return sum(not any(a - _CAUSE <= end and at <= b for at, end in self.disturbed) for a, b in self.tally.refusals)
 
 
 @contextlib.contextmanager
