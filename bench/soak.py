@@ -86,7 +86,12 @@ class Series:
             unit = _UNITS.get(name, 1.0)
             line = slope([(at / 3600, getattr(look, name) / unit) for at, look in late])
             hours = (late[-1][0] - late[0][0]) / 3600 if late else 0.0
-            found[name] = {"per_hour": line.slope, "bound": min(line.bound, 1e9), "level": line.level, "in_all": line.slope * hours}
+            found[name] = {
+                "per_hour": line.slope,
+                "bound": min(line.bound, 1e9),
+                "level": line.level,
+                "in_all": line.slope * hours,
+            }
         return found
 
 
@@ -131,7 +136,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"requests {result['requests']}; repairs {result['repairs']}")
     print(f"{'':14}{'an hour':>12}{'chance':>12}{'level':>12}")
     for name, line in result["growth"].items():
-        print(f"{name + (' MiB' if name == 'memory' else ''):14}{line['per_hour']:12.2f}{line['bound']:12.2f}{line['level']:12.1f}")
+        print(
+            f"{name + (' MiB' if name == 'memory' else ''):14}{line['per_hour']:12.2f}{line['bound']:12.2f}{line['level']:12.1f}"
+        )
     print("\n".join(f"FAILED: {text}" for text in result["failures"]) or "all is well")
 
 
