@@ -107,7 +107,7 @@ def growing(growth: dict[str, dict[str, float]]) -> list[str]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One soak and what came of it."""
     with scene(options.seed, capture=False) as stage:
-        stage.fill(120)
+        stage.fill(options.fill)
         stage.begin(bulk=2, mixed=2, size=64 << 20, rate=2 << 20)
         series, operator = Series(stage), Operator(stage)
         until = time.monotonic() + 60 * options.minutes
@@ -147,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--gap", type=float, default=5, help="mean seconds between two kills or commands")
+    parser.add_argument("--fill", type=float, default=120, help="seconds at most to make as many circuits as there will be")
     parser.add_argument("--pause", type=float, default=5.0, help="seconds: a longer pause of a stream is a failure")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")

@@ -129,12 +129,15 @@ class Slope(NamedTuple):
 
 
 def slope(series: Sequence[tuple[float, float]], parts: int = 8) -> Slope:
-    """Least squares through the means of `parts` stretches: neighbouring samples are alike, means of stretches hardly."""
-    size = max(1, len(series) // parts)
+    """Least squares through the means of `parts` stretches: neighbouring samples are alike, means of stretches hardly.
+
+    With fewer than two samples a stretch the error is infinite: nothing can be said.
+    """
+    size = len(series) // parts
+    if size < 2:
+        return Slope(0.0, math.inf, statistics.fmean(y for _, y in series) if series else 0.0)
     stretches = [series[at : at + size] for at in range(0, len(series), size) if len(series[at : at + size]) == size]
     points = [(statistics.fmean(x for x, _ in s), statistics.fmean(y for _, y in s)) for s in stretches]
-    if len(points) < 3:
-        return Slope(0.0, math.inf, statistics.fmean(y for _, y in series) if series else 0.0)
     middle_x, middle_y = statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)
     spread = sum((x - middle_x) ** 2 for x, _ in points)
     found = sum((x - middle_x) * (y - middle_y) for x, y in points) / spread

@@ -196,8 +196,9 @@ class Streams:
         if row < 0:
             raise LocalProtocolError("all stream rows are taken")
         s = self.streams[row]
-        s["kind"], s["form"], s["port"], s["address_size"] = kind, form, port, len(data)
+        s["kind"], s["form"], s["address_size"] = kind, form, len(data)
         self._addresses[row * ADDRESS : row * ADDRESS + len(data)] = np.frombuffer(data, np.uint8)
+        s["port"] = port  # the commit word: `rebuild` undoes a stream without one
         start_stream(self.connections, self.streams, self._desk, row, self._now)
         return row
 

@@ -152,6 +152,8 @@ def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: By
             ids[connection * IDS + (s["id"] >> 1)] = row + 1
             c["ids_top"] = max(c["ids_top"], s["id"] >> 1)
             c["streams"] += 1
+            if c["client"] != 0 and s["state"] == OPENING and s["port"] == 0:
+                s["failed"], s["answered"], s["released"] = 1, 1, 1  # its target was not written yet, and nobody heard of it
             if s["state"] == EARLY:
                 c["early_at"] = now + 30_000_000_000
             if s["state"] != DONE:

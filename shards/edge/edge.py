@@ -73,6 +73,7 @@ class Edge:
         self.sdk = SdkEdge(self.core, self.slots, welcoming or Welcoming(), open_circuit)
         self.exit = ExitEdge(self.core, policy or Policy(()), resolver or Resolver())
         self._streams = streams
+        self._columns = columns
         self._rows = columns["streams"]
         self.repaired = 0  # by `recover`
         self._ended: set[int] = set()  # rows whose stream has ended: a socket may still take the last bytes
@@ -237,6 +238,8 @@ class Edge:
                 closed += not alive
             else:
                 closed += self._recover_broken(row, now)
+        if "connections" in self._columns:
+            self._release_nameless()
         for fd in set(self.table.take_orphans()) - self.pumps.held():
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -245,6 +248,15 @@ class Edge:
         self.sdk.recovered(now)
         self.repaired += self.sdk.repaired
         return recovered, closed
+
+    def _release_nameless(self) -> None:
+        """Streams of ours that the dead worker had opened and not noted here: nobody waits for them."""
+        rows, connections = self._rows, self._columns["connections"]
+        nameless = (rows["state"] >= events.OPENING) & (rows["released"] == 0) & (self.table.rows["state"] == edge.FREE)
+        for row in np.flatnonzero(nameless).tolist():
+            if rows[row]["orphan"] or connections[rows[row]["connection"]]["client"]:
+                self._streams.release(row)
+                self.repaired += 1
 
     def _recover_open(self, row: int, now: int) -> bool:
         found = self.pumps.restore(row)

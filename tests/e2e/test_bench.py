@@ -15,6 +15,8 @@ SMALL = {
     "bench.cli": ["--runs", "2"],
     "bench.faults": ["--seconds", "3", "--only", "client: worker"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
+    "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],
+    "bench.recovery": ["--rounds", "1"],
     "bench.crypto": ["--rounds", "3"],
     "bench.sdk": ["--hops", "1", "--mib", "4", "--rounds", "1"],
     "bench.streams": ["--megabytes", "2", "--loss", "1"],

@@ -3,7 +3,8 @@
 import pytest
 
 from nyx.stream import columns as c
-from tests.nyx.stream.simulator import MS, Link, Network
+from nyx.stream import engine
+from tests.nyx.stream.simulator import MS, RING, Link, Network
 
 
 def transfer(net: Network, size: int, back: int = 0) -> None:
@@ -51,3 +52,24 @@ def test_loss(loss: float, seed: int) -> None:
 def test_reordering_and_duplicates(seed: int) -> None:
     net = Network(seed, Link(jitter=3 * MS, duplicate=0.1, in_order=False), Link(jitter=3 * MS, duplicate=0.1, in_order=False))
     transfer(net, 100_000, 100_000)
+
+
+def test_a_stream_that_was_killed_before_its_target_was_written_never_was(monkeypatch) -> None:
+    net = Network(5)
+    with monkeypatch.context() as patch:
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(engine, "start_stream", die)
+        with pytest.raises(KeyboardInterrupt):
+            net.open()
+    columns = net.client.streams.columns
+    half = columns["streams"]["state"] == c.OPENING
+    assert half.sum() == 1
+    columns["streams"]["port"][half] = 0  # as if killed one store earlier
+    net.client.streams = engine.Streams(columns, RING)
+    net.client.streams.rebuild(net.now)
+    assert net.client.streams.free_rows == len(net.client.streams.streams)
+    transfer(net, 1000)
+    assert not net.client.closed

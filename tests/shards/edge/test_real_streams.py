@@ -223,3 +223,29 @@ def test_who_was_not_told_yes_is_reset(real, monkeypatch):
     assert real.end_of(app) == "reset"
     assert real.end_of(target) == "reset"
     real.until(real.idle)
+
+
+def test_a_stream_that_nobody_noted_leaks_nothing(real, monkeypatch):
+    died: list[bool] = []
+
+    def die(*_):
+        died.append(True)
+        raise KilledError
+
+    monkeypatch.setattr(real.client.edge.table, "begin", die)
+    turn = real.client.turn
+
+    def mortal(now):
+        with contextlib.suppress(KilledError):
+            turn(now)
+
+    monkeypatch.setattr(real.client, "turn", mortal)
+    _server, port = real.target()
+    app = real.application()
+    app.send(socks_request("127.0.0.1", port))
+    real.until(lambda: died)
+    monkeypatch.undo()
+    born_again(real, real.client)
+    assert real.client.edge.repaired == 2  # the application's socket and the stream
+    assert real.end_of(app) == "reset"
+    real.until(lambda: real.idle() and not real.near.rows["state"].any() and not real.far.rows["state"].any())
