@@ -81,6 +81,7 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stre
 	$(BIN)/python -m bench.udp
 	$(BIN)/python -m bench.cli
 	$(BIN)/python -m bench.stream
+	$(BIN)/python -m bench.recovery
 	$(BIN)/python -m bench.kills
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.reload

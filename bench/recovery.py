@@ -5,13 +5,12 @@
 The same kernels, once as they are and once without what makes a kill harmless: with plain stores and loads in place of release,
 acquire and fences, compiled to a cache of their own, and over private memory in place of a shared memfd. Processes of both sorts
 take turns; a step's figure in a process is the least of many batches, here stand medians over the processes. Steps: all that a
-relay does to a packet (bench.crypto), a cell written, read and acknowledged (bench.streams), and a packet's bytes from a socket into
-a ring and from a ring into a socket. `path` is three relays, one stream and both ends' sockets together.
+relay does to a packet (bench.crypto), a cell written, read and acknowledged (bench.streams), and a packet's bytes from a socket
+into a ring and from a ring into a socket. `path` is three relays, one stream and both ends' sockets together.
 """
 
 import argparse
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -121,7 +120,7 @@ def start(sort: str) -> dict[str, float]:
     if sort == "without":
         base = Path(environment.get("NYX_CACHE_DIR") or environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         environment["NYX_CACHE_DIR"] = str(base / "nyx-without-commits")
-        os.makedirs(environment["NYX_CACHE_DIR"], mode=0o755, exist_ok=True)
+        Path(environment["NYX_CACHE_DIR"]).mkdir(mode=0o755, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bench.recovery", "--child", sort]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return dict(json.loads(run.stdout))

@@ -1,11 +1,12 @@
 """Claim: a node under kills, restarts, upgrades and traffic holds as much after hours as after minutes, and loses no stream.
 
 The network, the applications and the judgement of `bench.kills`, but slower and longer, with an operator beside them who asks
-`nyxctl` and starts workers and whole nodes' code anew. What the nodes hold is looked at all the time; a straight line through each
-series after the first third gives its growth an hour, with the bound that chance would break once in two hundred runs. Ends
-with 1 when growth is above zero by more than that bound and by more than one unit in all, or when anything of `bench.kills`'s list is so.
+`nyxctl`, starts workers anew, replaces the code of whole nodes and loads their configuration again. What the nodes hold is looked
+at all the time; a straight line through each series after the first third gives its growth an hour, with the bound that chance
+would break once in two hundred runs. Ends with 1 when something grows by more than that bound and by more than one unit in all,
+or when anything of `bench.kills`'s list is so.
 
-    python -m bench.soak [--minutes 30] [--gap 5] [--seed 1] [--json]
+    python -m bench.soak [--minutes 30] [--gap 5] [--fill 120] [--pause 5] [--seed 1] [--json]
 """
 
 import argparse
