@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nyx.stats import Counter, statistics_row
+from shards import quarantine
 from shards.clock import WallClock, ahead
 from shards.context import WorkerContext
 from shards.health import Conditions, Shortage, buffer_condition
@@ -51,6 +52,8 @@ class Checkup:
         judge = self._conditions.judge
         judge("descriptors", self._shortage.condition(self._refused(), now))
         judge("circuits", self._trouble())
+        row = self._context.shared["node_workers"][self._context.index]
+        judge("records", quarantine.describe(int(row["quarantined"]), int(row["quarantined_kind"]), self._context.index))
         if self._context.index == 0:
             judge("buffer", buffer_condition(self._granted, self._context.config.node.receive_buffer << 10))
             proofs = sum(int(row[counter]) for row in self._rows for counter in _PROOFS)

@@ -16,7 +16,7 @@ Size: every event that moves a link through its states is here, so that the tabl
 Source: docs/protocol.md, "Link handshake" (states), "Link channel", "Keep-alive and end".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTab
 from nyx.link.upgrade import LinkUpgrade
 from nyx.path.directory import Node
 from nyx.stats import Counter, Latency, latency_histogram
-from nyx.wire.codes import Drop, ErrorCode
+from nyx.wire.codes import DestroyReason, Drop, ErrorCode
 from nyx.wire.geometry import CID_SIZE, SESSIONS_PER_LINK
 from shards.batch import Batch, Control, Stranger
 from shards.context import WorkerContext
@@ -173,6 +173,12 @@ class Links:
         """Tell the neighbour that a circuit is over, in this turn's last step."""
         key = (link.tag, link.sending, int(self._rows.sessions[session]["index"]))
         self._destroys.setdefault(key, []).append(Destroy(circuit_id, reason))
+
+    def tell_ends(self, legs: Iterable[tuple[int, int]]) -> None:
+        """Tell neighbours that circuits are over: (session row, circuit id) of each."""
+        for session, circuit_id in legs:
+            if link := self.link_of(session):
+                self.send_destroy(link, session, circuit_id, DestroyReason.NONE)
 
     def _send_destroys(self) -> None:
         waiting, self._destroys = self._destroys, {}
@@ -403,6 +409,11 @@ class Links:
         if link is None:
             return
         session = self._rows.sessions[packet.row]
+        session["in_hand"] = 1
+        self._take_control(link, session, packet, now)
+        session["in_hand"] = 0
+
+    def _take_control(self, link: Link, session: Any, packet: Control, now: int) -> None:
         key = (int(session["rekey_in"]), int(session["index"]))
         channel = link.channels.get(key)
         if channel is None:
@@ -622,6 +633,7 @@ class Links:
     def _adopt(self, row: int) -> None:
         """A session of the last life: its link carries cells, and its control channel goes on."""
         session = self._rows.sessions[row]
+        session["in_hand"] = 1
         number = int(session["link"])
         link = self._by_number.get(number)
         if link is None:
@@ -641,6 +653,7 @@ class Links:
         self.repaired += channel.waiting > 0
         self._busy.add((link.tag, *key))
         self._by_row[row] = link
+        session["in_hand"] = 0
 
     def all(self) -> list[Link]:
         """Every link, for `nyxctl peers`."""

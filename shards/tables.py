@@ -47,6 +47,8 @@ CIRCUIT: Final = np.dtype(
         ("cells_forth", np.int64),
         ("cells_back", np.int64),
         ("bad_cells", np.int64),  # cells whose zero bytes were not zero
+        ("in_hand", np.int64),  # 1 while a worker is at this row
+        ("crashes", np.int64),  # workers that ended by a fault while they were at it
     ],
     align=True,
 )

@@ -134,7 +134,9 @@ def open_packets(
         row = np.int64(rows[i])
         code = _UNKNOWN_CID
         if 0 <= row < sessions.size:
+            sessions[row]["in_hand"] = 1
             code = _open_one(pool, np.int64(slots[i]) * PACKET_SIZE, row, sessions, windows, now, scratch)
+            sessions[row]["in_hand"] = 0
         codes[i] = code
         if code == _OK:
             good += 1
@@ -194,11 +196,13 @@ def seal_packets(pool: Bytes, slots: Longs, rows: Longs, n: Int, sessions: Sessi
             first = np.int64(sessions[row]["send_next"])
             usable = first + run <= NUMBER_LIMIT
         if usable:
+            sessions[row]["in_hand"] = 1
             store_release(address(sessions) + row * _ROW + _SEND_NEXT, first + run)
             for j in range(run):
                 _seal_one(pool, np.int64(slots[i + j]) * PACKET_SIZE, row, sessions, first + j, scratch)
             sessions[row]["packets_out"] += run
             sessions[row]["last_out"] = now
+            sessions[row]["in_hand"] = 0
         else:
             for j in range(run):
                 memzero(address(pool) + np.int64(slots[i + j]) * PACKET_SIZE, PACKET_SIZE)

@@ -40,6 +40,8 @@ SESSION: Final = np.dtype(
         ("last_out", "i8"),
         ("control_next", "i8"),
         ("window_packets", "i8"),  # what the peer said it can take
+        ("in_hand", "i8"),  # 1 while a worker is at this row
+        ("crashes", "i8"),  # workers that ended by a fault while they were at it
         ("link", "i4"),
         ("index", "i4"),  # 0-3, which of the link's sessions
         ("initiator", "i4"),  # 1 when we began the link: we send direction 0

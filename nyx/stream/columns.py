@@ -105,6 +105,7 @@ def _words(text: str, kind: str = "i8") -> list[tuple[str, str]]:
 CONNECTION: Final = np.dtype(
     [
         *_words("state client max_cells max_streams opened_at close_code disowned"),
+        *_words("in_hand crashes"),  # 1 while a worker is at this row; workers that ended by a fault while they were
         # primary: sequences, limits, what was promised
         *_words(
             "sequence_next received_next streams opened ids_top control challenge_a challenge_b ping_nonce pong_nonce pong_seen"
@@ -132,6 +133,7 @@ STREAM: Final = np.dtype(
         *_words("state connection tx_head tx_base tx_fin rx_ready rx_tail rx_final fd kernel_in kernel_out tcp_state id error"),
         *_words("born kind port form address_size opened_at result answered released control"),
         *_words("tx_next tx_top tx_max tx_held fin_state reset_state reset_code failed"),
+        *_words("in_hand crashes"),
         *_words("rx_held rx_top rx_limit rx_window window_at rx_credit rx_stop stop_code rx_reset peer_stop"),
         *_words("work_next work_prev working starved events listed orphan"),
     ],

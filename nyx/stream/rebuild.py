@@ -125,7 +125,9 @@ def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: By
         desk[at] = 0
     desk[DESK_TIMER] = NEVER
     for k in range(desk[DESK_CONNECTIONS]):
+        connections[k]["in_hand"] = 1
         _connection(desk, connections[k], k, refusals, now)
+        connections[k]["in_hand"] = 0
     live = np.int64(0)
     for row in range(desk[DESK_STREAMS] - 1, -1, -1):
         s = streams[row]
@@ -137,6 +139,7 @@ def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: By
         if s["state"] == FREE:
             push_free(desk, row)
             continue
+        s["in_hand"] = 1
         desk[DESK_BORN] = max(desk[DESK_BORN], s["born"])
         desk[DESK_TOP] = max(desk[DESK_TOP], row + 1)
         live += 1
@@ -161,5 +164,6 @@ def rebuild_all(connections: Rows, streams: Rows, desk: Desk, ids: Ids, bits: By
                 link_work(desk, c, connection, streams, s, row)
         _remind(desk, c, s, row)
         settle_stream(desk, c, streams, ids, bits, s, row, now)
+        s["in_hand"] = 0
     arm(desk, now)
     return live

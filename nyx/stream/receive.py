@@ -310,6 +310,7 @@ def receive_cells(
         if c["state"] != LIVE:
             continue
         end = at + FRAMES_SIZE
+        c["in_hand"] = 1
         verdict = check_cell(desk, c, connection, streams, ids, refusals, pool, at, end, now)
         if verdict == LEGAL:
             c["cells_in"] += 1
@@ -321,4 +322,5 @@ def receive_cells(
             c["dropped"] += 1
         else:
             violate(desk, c, connection, streams, ids, bits, close_code(verdict), now)
+        c["in_hand"] = 0
     return accepted

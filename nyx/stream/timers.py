@@ -116,6 +116,8 @@ def run_timers(
     for connection in range(desk[DESK_CONNECTIONS]):
         c = connections[connection]
         if c["state"] == LIVE:
+            c["in_hand"] = 1
             floor = min(floor, _turn(desk, c, connection, streams, ids, sent, lost, bits, refusals, now))
+            c["in_hand"] = 0
     desk[DESK_TIMER] = min(floor, np.int64(desk[DESK_TIMER]))
     return np.int64(desk[DESK_TIMER])

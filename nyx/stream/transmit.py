@@ -223,6 +223,7 @@ def transmit_cells(
             continue
         budget = min(n - written, np.int64(CELLS_PER_CONNECTION_TURN))
         turns = np.int64(CELLS_PER_STREAM_TURN)
+        c["in_hand"] = 1
         while budget > 0:
             made, turns = _emit(
                 desk, c, connection, streams, sent, lost, bits, addresses, refusals, pool, np.int64(slots[written]), turns, now
@@ -235,4 +236,5 @@ def transmit_cells(
         if budget == 0 and c["state"] != DONE:
             push_ready(desk, c, connection)
         advance_oldest(c, connection, sent)
+        c["in_hand"] = 0
     return written

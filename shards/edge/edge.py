@@ -109,12 +109,14 @@ class Edge:
         state = self.table.state(row)
         if state == edge.FREE:
             return
+        self._rows[row]["in_hand"] = 1
         if kind == events.CLOSED:
             self._ended.add(row)
         elif state != edge.OPENING:
             self._pumps_of(row).on_event(kind, row, value, now)
         elif kind in (events.RESET, events.STOPPED):
             self._lost(row, now)
+        self._rows[row]["in_hand"] = 0
 
     def pump(self, now: int) -> None:
         """Move bytes between sockets and rings, once."""
@@ -230,6 +232,7 @@ class Edge:
         recovered = closed = 0
         self.sdk.recover()
         for row in self.table.live():
+            self._rows[row]["in_hand"] = 1
             if self.table.side(row) == edge.GUEST:
                 recovered += self.sdk.recover_row(row, now)
             elif self.table.state(row) == edge.OPEN and self.pumps.owns(row):
@@ -238,6 +241,7 @@ class Edge:
                 closed += not alive
             else:
                 closed += self._recover_broken(row, now)
+            self._rows[row]["in_hand"] = 0
         if "connections" in self._columns:
             self._release_nameless()
         for fd in set(self.table.take_orphans()) - self.pumps.held():

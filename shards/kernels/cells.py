@@ -136,6 +136,7 @@ def process_cells(
         if found >= 0:
             row, direction = found >> 1, found & 1
             circuit = circuits[row]
+            circuit["in_hand"] = 1
             circuit["last_used"] = now
             if direction == FORTH:
                 circuit["cells_forth"] = np.int64(circuit["cells_forth"]) + 1
@@ -145,6 +146,7 @@ def process_cells(
                 result = _pass_on(
                     pool, at, row, direction, now, sessions, circuits, keys, filter_state, filter_table, tweaks, scratch
                 )
+                circuit["in_hand"] = 0
                 if result >= 0:
                     out_slots[n_out] = slot
                     out_rows[n_out] = result
@@ -152,6 +154,7 @@ def process_cells(
                     continue
             else:
                 result = _arrive(pool, at, row, circuits, commits, keys, windows, tweaks, scratch)
+                circuit["in_hand"] = 0
                 if result >= 0:
                     frames[n_ended] = at + PACKET_FRAMES
                     connections[n_ended] = np.int64(circuit["connection"]) - 1
@@ -185,6 +188,7 @@ def wrap_cells(
             continue
         circuit = circuits[row]
         suite = np.int64(circuit["suite"])
+        circuit["in_hand"] = 1
         circuit["last_used"] = now
         if np.int64(circuit["role"]) == ROLE_CLIENT:
             for hop in range(np.int64(circuit["hops"]) - 1, -1, -1):
@@ -197,4 +201,5 @@ def wrap_cells(
             circuit["cells_back"] = np.int64(circuit["cells_back"]) + 1
             address_cell(pool, at, np.int64(circuit["back_id"]))
             out_rows[k] = np.int64(circuit["back_session"]) - 1
+        circuit["in_hand"] = 0
     return 0

@@ -95,6 +95,7 @@ def pump_in(rows: Words, n: int, streams: NDArray[Any], tx: NDArray[np.uint8], r
             continue
         head, base = np.int64(s["tx_head"]), np.int64(s["tx_base"])
         moved, flags = np.int64(0), np.int64(0)
+        s["in_hand"] = 1
         while flags == 0:
             free = ring - (head - base)
             at = head & (ring - 1)
@@ -116,6 +117,7 @@ def pump_in(rows: Words, n: int, streams: NDArray[Any], tx: NDArray[np.uint8], r
                     break
                 if code != _EINTR:
                     flags = np.int64(ERROR) | (code << ERRNO_SHIFT)
+        s["in_hand"] = 0
         results[k] = moved | flags
         total += moved
     return total  # type: ignore[return-value]
@@ -135,6 +137,7 @@ def pump_out(rows: Words, n: int, streams: NDArray[Any], rx: NDArray[np.uint8], 
         tail, ready = np.int64(s["rx_tail"]), np.int64(s["rx_ready"])
         final = np.int64(s["rx_final"]) if s["rx_reset"] == 0 else np.int64(0)  # a reset names a final size as well
         moved, flags = np.int64(0), np.int64(0)
+        s["in_hand"] = 1
         while flags == 0:
             at = tail & (ring - 1)
             want = min(ready - tail, ring - at, BUDGET - moved)
@@ -156,6 +159,7 @@ def pump_out(rows: Words, n: int, streams: NDArray[Any], rx: NDArray[np.uint8], 
                     flags = np.int64(BLOCKED)
                 elif code != _EINTR:
                     flags = np.int64(ERROR) | (code << ERRNO_SHIFT)
+        s["in_hand"] = 0
         results[k] = moved | flags
         total += moved
     return total  # type: ignore[return-value]

@@ -8,11 +8,16 @@ import socket
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.network import Network, running_network
 from bench.stream import children
+from nyx.columns import ALIGN, offsets
+from nyx.config import load
+from shards.tables import CIRCUIT
+from shards.worker import worker_columns
 from tests.e2e.conftest import blob_digest
 
 pytestmark = pytest.mark.timeout(120)
@@ -111,3 +116,37 @@ def test_a_dead_relay_stops_nobody_for_long(tmp_path: Path, web: str) -> None:
         fresh = [pool.submit(fetch, network, web, 1000, f"fresh{number}") for number in range(4)]
         assert [part.result() for part in fresh] == 4 * [(1000, blob_digest(1000))]
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.root
+def test_a_poisoned_record_is_closed_and_named_and_the_node_serves_on(tmp_path: Path, web: str) -> None:
+    """A circuit's row at a middle relay is overwritten in memory: its worker dies of it, and the next life closes the circuit."""
+    with running_network(tmp_path) as network, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fetch, network, web, DOWNLOAD)
+        time.sleep(0.5)
+        middle = path_in_use(network)[1]
+        circuits = network.ask("circuits", alias=middle)["circuits"]
+        busy = max(circuits, key=lambda row: int(row["cells_in"]) + int(row["cells_out"]))["id"]
+        before = process(network, middle, "worker")
+        config = Path(next(node["config"] for node in network.nodes() if node["alias"] == middle))
+        poison(before, config, busy)
+        with pytest.raises((ConnectionResetError, AssertionError)):
+            running.result()
+        status = network.ask("status", alias=middle)
+        assert any("record was closed" in warning and "circuit" in warning for warning in status["warnings"]), status
+        assert fetch(network, web, 1000, "after") == (1000, blob_digest(1000))
+        assert process(network, middle, "worker") != before
+
+
+def poison(pid: int, config_file: Path, circuit: int) -> None:
+    """Let a circuit of this worker lead to a session that cannot be."""
+    columns = worker_columns(load(config_file))
+    starts, _ = offsets(columns)
+    at = next(start for start, column in zip(starts, columns, strict=True) if column.name == "circuits")
+    fields: Any = CIRCUIT.fields
+    field = int(fields["forth_session"][1])
+    line = next(line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "nyx-worker-0" in line)
+    base = int(line.partition("-")[0], 16) + ALIGN
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        memory.seek(base + at + circuit * CIRCUIT.itemsize + field)
+        memory.write((1 << 44).to_bytes(8, "little"))

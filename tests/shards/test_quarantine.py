@@ -1,0 +1,133 @@
+"""A record over which a worker died three times is closed, with what hangs on it and nothing else; an innocent one never is."""
+
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nyx.columns import allocate
+from nyx.stats import QUARANTINE_KINDS
+from nyx.stream.inspect import check_invariants
+from shards.edge.table import edge_columns
+from shards.quarantine import LIMIT, broken_rows, describe, is_fault, quarantine
+from shards.tables import ROLE_LAST, ROLE_RELAY
+from tests.shards.small_network import Network, SmallNode
+
+
+@pytest.fixture
+def net(rng, tmp_path):
+    found = Network(rng, tmp_path, ahead=2)
+    for node in found.nodes.values():
+        node.columns.update(allocate(edge_columns(8)))
+    found.run(2.0)
+    client = found.clients[0]
+    assert len(client.circuits()) == 2
+    connection = int(client.columns["circuits"][client.circuits()[0]]["connection"]) - 1
+    client.streams.open_stream(connection, 1, b"\x7f\x00\x00\x01", 80, found.now)
+    found.run(0.5)
+    return found
+
+
+def victim(net: Network, kind: str) -> tuple[SmallNode, int]:
+    """A node of the circuit that carries the stream, and the row of this kind there."""
+    if kind == "circuits":
+        relay = net.relays[1]
+        return relay, relay.circuits(ROLE_RELAY)[0]
+    last = net.relays[-1]
+    stream = int(np.flatnonzero(last.columns["streams"]["state"])[0])
+    connection = int(last.columns["streams"][stream]["connection"])
+    circuit = next(r for r in last.circuits(ROLE_LAST) if int(last.columns["circuits"][r]["connection"]) == connection + 1)
+    session = int(last.columns["circuits"][circuit]["back_session"]) - 1
+    return last, {"sessions": session, "connections": connection, "streams": stream}[kind]
+
+
+def born(client: SmallNode) -> set[int]:
+    """When each circuit began."""
+    return {int(client.columns["circuits"][row]["created"]) for row in client.circuits()}
+
+
+def crash(node: SmallNode, kind: str, row: int, *, faulted: bool = True) -> Any:
+    """A death with this row in hand, and the next life."""
+    node.columns[kind][row]["in_hand"] = 1
+    closed = quarantine(node.columns, faulted=faulted)
+    node.restart()
+    node.links.tell_ends(closed.told)
+    return closed
+
+
+@pytest.mark.parametrize("kind", QUARANTINE_KINDS)
+def test_three_faults_close_the_record_and_what_hangs_on_it(net, kind):
+    node, row = victim(net, kind)
+    client = net.clients[0]
+    before = born(client)
+    for _ in range(LIMIT - 1):
+        assert not crash(node, kind, row).poisoned
+        net.run(0.2)
+        assert len(client.circuits()) == 2, "a worker's death alone ends nothing"
+    closed = crash(node, kind, row)
+    assert closed.poisoned == [(kind, row)]
+    check_invariants(node.streams)
+    assert not broken_rows(node.columns)
+    net.run(0.2)
+    if kind == "sessions":
+        assert not closed.told, "who would tell them is gone: they miss us"
+        net.run(15.0, step=50_000_000)
+    net.run(3.0)
+    assert len(client.circuits()) == 2, "the client has built another"
+    assert len(born(client) & before) <= 1, "it has heard that the old one is over"
+    assert kind == "sessions" or len(born(client) & before) == 1, "no other circuit has ended"
+    assert not node.columns["streams"]["state"].any() or kind == "circuits"
+
+
+def test_who_is_killed_from_outside_is_innocent_however_often(net):
+    node, row = victim(net, "connections")
+    for _ in range(3 * LIMIT):
+        assert not crash(node, "connections", row, faulted=False).poisoned
+    assert int(node.columns["connections"][row]["crashes"]) == 0
+    assert not node.columns["connections"]["in_hand"].any()
+    net.run(0.5)
+    assert len(net.clients[0].circuits()) == 2
+
+
+def test_faults_are_told_from_kills():
+    assert all(is_fault(number) for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGSYS, 256 + 1))
+    assert not any(is_fault(number) for number in (0, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, 256))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("sessions", "address_size", 1 << 20),
+        ("circuits", "back_session", 1 << 40),
+        ("circuits", "connection", -5),
+        ("circuits", "hops", 1 << 30),
+        ("connections", "state", 99),
+        ("streams", "connection", 1 << 30),
+        ("streams", "tx_head", 1 << 60),
+        ("streams", "rx_tail", 1 << 60),
+    ],
+)
+def test_a_row_that_cannot_be_true_is_closed_before_anybody_reads_it(net, kind, name, value):
+    node, row = victim(net, kind)
+    assert not broken_rows(node.columns)
+    node.columns[kind][row][name] = value
+    closed = quarantine(node.columns, faulted=True)
+    assert (kind, row) in closed.poisoned
+    assert not broken_rows(node.columns)
+    node.restart()
+    node.links.tell_ends(closed.told)
+    check_invariants(node.streams)
+    net.run(20.0, step=50_000_000)
+    assert len(net.clients[0].circuits()) == 2
+
+
+def test_the_status_names_it():
+    assert describe(0, 0, 1) is None
+    one, many = describe(1, 2, 0), describe(4, 4, 3)
+    assert one is not None
+    assert many is not None
+    assert "worker 0: one record was closed" in one
+    assert "circuit)" in one
+    assert "worker 3: 4 records were closed" in many
+    assert "stream)" in many
