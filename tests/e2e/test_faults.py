@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ def fetch(network: Network, web: str, size: int, user: str = "") -> tuple[int, s
             digest.update(part)
             found += len(part)
             time.sleep(len(part) / PACE)
+        return found, digest.hexdigest()
+
+
+def fetch_until(network: Network, web: str, over: threading.Event) -> tuple[int, str]:
+    """A download that is read slowly, and to its end once `over` is set."""
+    with connect(network, web) as sock, sock.makefile("rb") as reader:
+        sock.sendall(f"GET /blob/{DOWNLOAD} HTTP/1.0\r\n\r\n".encode())
+        while reader.readline().strip():
+            pass
+        digest, found = hashlib.sha256(), 0
+        while part := reader.read1(1 << 16):
+            digest.update(part)
+            found += len(part)
+            if found < DOWNLOAD // 2:
+                over.wait(0.05)
         return found, digest.hexdigest()
 
 
@@ -121,8 +137,9 @@ def test_a_dead_relay_stops_nobody_for_long(tmp_path: Path, web: str) -> None:
 @pytest.mark.root
 def test_a_poisoned_record_is_closed_and_named_and_the_node_serves_on(tmp_path: Path, web: str) -> None:
     """A circuit's row at a middle relay is overwritten in memory: its worker dies of it, and the next life closes the circuit."""
+    over = threading.Event()
     with running_network(tmp_path) as network, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit(fetch, network, web, DOWNLOAD)
+        running = pool.submit(fetch_until, network, web, over)
         time.sleep(0.5)
         middle = path_in_use(network)[1]
         circuits = network.ask("circuits", alias=middle)["circuits"]
@@ -130,6 +147,7 @@ def test_a_poisoned_record_is_closed_and_named_and_the_node_serves_on(tmp_path: 
         before = process(network, middle, "worker")
         config = Path(next(node["config"] for node in network.nodes() if node["alias"] == middle))
         poison(before, config, busy)
+        over.set()
         with pytest.raises((ConnectionResetError, AssertionError)):
             running.result()
         status = network.ask("status", alias=middle)

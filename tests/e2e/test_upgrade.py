@@ -1,7 +1,6 @@
 """A running node takes over new code, and starts workers anew, while streams run; what cannot be taken over says so."""
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import pytest
 
 from bench.network import Network, nyxctl, running_network
 from tests.e2e.conftest import blob_digest
-from tests.e2e.test_faults import DOWNLOAD, connect, fetch, path_in_use, process
+from tests.e2e.test_faults import DOWNLOAD, fetch, fetch_until, path_in_use, process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -24,21 +23,6 @@ def command(network: Network, alias: str, *arguments: str) -> tuple[int, dict[st
     control = next(node["socket"] for node in network.nodes() if node["alias"] == alias)
     done = nyxctl("--socket", control, *arguments, "--json", timeout=150, check=False)
     return done.returncode, json.loads(done.stdout)
-
-
-def fetch_until(network: Network, web: str, over: threading.Event) -> tuple[int, str]:
-    """A download that is read slowly, and to its end once `over` is set."""
-    with connect(network, web) as sock, sock.makefile("rb") as reader:
-        sock.sendall(f"GET /blob/{DOWNLOAD} HTTP/1.0\r\n\r\n".encode())
-        while reader.readline().strip():
-            pass
-        digest, found = hashlib.sha256(), 0
-        while part := reader.read1(1 << 16):
-            digest.update(part)
-            found += len(part)
-            if found < DOWNLOAD // 2:
-                over.wait(0.05)
-        return found, digest.hexdigest()
 
 
 def pids(network: Network, alias: str) -> dict[str, int]:
