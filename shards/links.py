@@ -16,7 +16,7 @@ Size: every event that moves a link through its states is here, so that the tabl
 Source: docs/protocol.md, "Link handshake" (states), "Link channel", "Keep-alive and end".
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTab
 from nyx.link.upgrade import LinkUpgrade
 from nyx.path.directory import Node
 from nyx.stats import Counter, Latency, latency_histogram
-from nyx.wire.codes import DestroyReason, Drop, ErrorCode
+from nyx.wire.codes import Drop, ErrorCode
 from nyx.wire.geometry import CID_SIZE, SESSIONS_PER_LINK
 from shards.batch import Batch, Control, Stranger
 from shards.context import WorkerContext
@@ -173,12 +173,6 @@ class Links:
         """Tell the neighbour that a circuit is over, in this turn's last step."""
         key = (link.tag, link.sending, int(self._rows.sessions[session]["index"]))
         self._destroys.setdefault(key, []).append(Destroy(circuit_id, reason))
-
-    def tell_ends(self, legs: Iterable[tuple[int, int]]) -> None:
-        """Tell neighbours that circuits are over: (session row, circuit id) of each."""
-        for session, circuit_id in legs:
-            if link := self.link_of(session):
-                self.send_destroy(link, session, circuit_id, DestroyReason.NONE)
 
     def _send_destroys(self) -> None:
         waiting, self._destroys = self._destroys, {}

@@ -12,15 +12,15 @@ once: what reads it may be anything.
     a connection         its circuit, the connection, its streams
     a stream             its connection and all that belongs to it
 
-Everything happens in the primary columns, before any other room reads them: nothing is derived from a poisoned row. Neighbours
-of a closed circuit are told when the links stand again (`Closed.told`); applications and targets see a reset.
+Everything happens in the primary columns, before any other room reads them: nothing is derived from a poisoned row. A closed
+circuit looks like one whose build the last life did not finish: `CircuitRows` wipes it and its neighbours are told. Applications
+and targets see a reset.
 """
 
 import signal
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -41,14 +41,6 @@ _FAULTS: Final = frozenset(
         signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
     }
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Closed:
-    """What was closed: rows by kind that had crashed the worker, and the neighbours to be told (session row, circuit id)."""
-
-    poisoned: list[tuple[str, int]] = field(default_factory=list)
-    told: list[tuple[int, int]] = field(default_factory=list)
 
 
 def is_fault(killed_by: int) -> bool:
@@ -86,9 +78,12 @@ def broken_rows(columns: Columns) -> list[tuple[str, int]]:
     return [(kind, int(row)) for kind, mask in wrong.items() for row in np.flatnonzero(mask)]
 
 
-def quarantine(columns: Columns, *, faulted: bool) -> Closed:
-    """Clear what the last life had in hand; after a fault count it, and close what has been counted LIMIT times or is broken."""
-    closed = Closed(broken_rows(columns))
+def quarantine(columns: Columns, *, faulted: bool) -> list[tuple[str, int]]:
+    """Clear what the last life had in hand; after a fault count it, and close what has been counted LIMIT times or is broken.
+
+    Returns the rows that were to blame, by kind; what hangs on them is closed as well.
+    """
+    poisoned = broken_rows(columns)
     for kind in QUARANTINE_KINDS:
         rows = columns[kind]
         for row in np.flatnonzero(rows["in_hand"]).tolist():
@@ -96,54 +91,53 @@ def quarantine(columns: Columns, *, faulted: bool) -> Closed:
             if faulted:
                 rows[row]["crashes"] += 1
                 if int(rows[row]["crashes"]) >= LIMIT:
-                    closed.poisoned.append((kind, row))
-    for kind, row in closed.poisoned:
-        _close(columns, kind, row, closed)
-    return closed
+                    poisoned.append((kind, row))
+    for kind, row in poisoned:
+        _close(columns, kind, row)
+    return poisoned
 
 
-def _close(columns: Columns, kind: str, row: int, closed: Closed) -> None:
+def _close(columns: Columns, kind: str, row: int) -> None:
     if kind == "sessions":
-        _close_link(columns, int(columns["sessions"][row]["link"]), closed)
+        _close_link(columns, int(columns["sessions"][row]["link"]))
     elif kind == "circuits":
-        _close_circuit(columns, row, closed)
+        _close_circuit(columns, row)
     elif kind == "connections":
-        _close_connection(columns, row, closed)
+        _close_connection(columns, row)
     else:
         connection = int(columns["streams"][row]["connection"])
         _close_stream(columns, row)
         if 0 <= connection < len(columns["connections"]):
-            _close_connection(columns, connection, closed)
+            _close_connection(columns, connection)
 
 
-def _close_link(columns: Columns, link: int, closed: Closed) -> None:
+def _close_link(columns: Columns, link: int) -> None:
     """All sessions of a link, and the circuits on them."""
     sessions, circuits = columns["sessions"], columns["circuits"]
     for session in np.flatnonzero((sessions["state"] != SESSION_FREE) & (sessions["link"] == link)).tolist():
         uses = (circuits["back_session"] == session + 1) | (circuits["forth_session"] == session + 1)
         for circuit in np.flatnonzero(uses).tolist():
-            _close_circuit(columns, circuit, closed)
+            _close_circuit(columns, circuit)
         wipe_session(columns, session)
         for name in ("session_peers", "session_control"):
             columns[name][session : session + 1].view(np.uint8)[:] = 0
-    closed.told = [leg for leg in closed.told if int(sessions[leg[0]]["state"]) == SESSION_LIVE]
 
 
-def _close_circuit(columns: Columns, row: int, closed: Closed) -> None:
-    """The row is left for `CircuitRows` to wipe: it frees whatever is in the state BUILDING."""
+def _close_circuit(columns: Columns, row: int) -> None:
+    """The row is left, with those sides that can be true, for `CircuitRows` to wipe as one whose build did not end."""
     circuit, sessions = columns["circuits"][row], columns["sessions"]
     for side in ("back", "forth"):
         session = int(circuit[f"{side}_session"]) - 1
-        if 0 <= session < len(sessions) and int(sessions[session]["state"]) == SESSION_LIVE:
-            closed.told.append((session, int(circuit[f"{side}_id"])))
+        if not 0 <= session < len(sessions) or int(sessions[session]["state"]) != SESSION_LIVE:
+            circuit[f"{side}_session"] = 0
     connection = int(circuit["connection"]) - 1
     circuit["connection"] = 0
     circuit["state"] = tables.BUILDING
     if 0 <= connection < len(columns["connections"]):
-        _close_connection(columns, connection, closed)
+        _close_connection(columns, connection)
 
 
-def _close_connection(columns: Columns, connection: int, closed: Closed) -> None:
+def _close_connection(columns: Columns, connection: int) -> None:
     streams = columns["streams"]
     for row in np.flatnonzero((streams["state"] != STREAM_FREE) & (streams["connection"] == connection)).tolist():
         _close_stream(columns, row)
@@ -151,7 +145,7 @@ def _close_connection(columns: Columns, connection: int, closed: Closed) -> None
     columns["stream_ids"][connection * IDS : (connection + 1) * IDS] = 0
     columns["stream_refusals"][connection * REFUSALS : (connection + 1) * REFUSALS] = 0
     for circuit in np.flatnonzero(columns["circuits"]["connection"] == connection + 1).tolist():
-        _close_circuit(columns, circuit, closed)
+        _close_circuit(columns, circuit)
 
 
 def _close_stream(columns: Columns, row: int) -> None:

@@ -41,7 +41,7 @@ from shards.messages import unpack_secrets
 from shards.poller import Poller, drain
 from shards.pool import Pool
 from shards.process import open_descriptors
-from shards.quarantine import LIMIT, Closed, is_fault, note, quarantine
+from shards.quarantine import LIMIT, is_fault, note, quarantine
 from shards.ring import Rings
 from shards.say import say
 from shards.sessions import SessionRows, offered_suites, peer_columns
@@ -102,7 +102,7 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         columns = context.columns
-        closed = _quarantine(context)
+        _quarantine(context)
         repaired = _sweep(context)
         self.settings = Settings(context)
         self.settings.begin()
@@ -164,7 +164,6 @@ class Worker:
         self._blocked = False
         self.streams.rebuild(now)
         self.edge.recover(now)
-        self.links.tell_ends(closed.told)
         rooms = (rings, session_rows, self.links, circuit_rows, self.desk, self.edge)
         self.statistics[Counter.REPAIRS] += repaired + sum(room.repaired for room in rooms)
         self._on_asked(now)
@@ -405,14 +404,13 @@ class Worker:
         self.context.shared["node_workers"]["load"][self.context.index] = self.edge.live + self.desk.passing
 
 
-def _quarantine(context: WorkerContext) -> Closed:
+def _quarantine(context: WorkerContext) -> None:
     """Close what has ended this worker too often, before anything is derived from it."""
     row = context.shared["node_workers"][context.index : context.index + 1]
-    closed = quarantine(context.columns, faulted=context.life > 0 and is_fault(int(row["killed_by"][0])))
-    note(row, closed.poisoned)
-    for kind, _ in closed.poisoned:
+    poisoned = quarantine(context.columns, faulted=context.life > 0 and is_fault(int(row["killed_by"][0])))
+    note(row, poisoned)
+    for kind, _ in poisoned:
         say("warning", f"closed one of {kind}: it is broken, or work on it has ended this worker {LIMIT} times")
-    return closed
 
 
 def _sweep(context: WorkerContext) -> int:

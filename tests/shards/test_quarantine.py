@@ -52,7 +52,6 @@ def crash(node: SmallNode, kind: str, row: int, *, faulted: bool = True) -> Any:
     node.columns[kind][row]["in_hand"] = 1
     closed = quarantine(node.columns, faulted=faulted)
     node.restart()
-    node.links.tell_ends(closed.told)
     return closed
 
 
@@ -62,16 +61,15 @@ def test_three_faults_close_the_record_and_what_hangs_on_it(net, kind):
     client = net.clients[0]
     before = born(client)
     for _ in range(LIMIT - 1):
-        assert not crash(node, kind, row).poisoned
+        assert not crash(node, kind, row)
         net.run(0.2)
         assert len(client.circuits()) == 2, "a worker's death alone ends nothing"
     closed = crash(node, kind, row)
-    assert closed.poisoned == [(kind, row)]
+    assert closed == [(kind, row)]
     check_invariants(node.streams)
     assert not broken_rows(node.columns)
     net.run(0.2)
-    if kind == "sessions":
-        assert not closed.told, "who would tell them is gone: they miss us"
+    if kind == "sessions":  # who would tell them is gone: they miss us
         net.run(15.0, step=50_000_000)
     net.run(3.0)
     assert len(client.circuits()) == 2, "the client has built another"
@@ -83,7 +81,7 @@ def test_three_faults_close_the_record_and_what_hangs_on_it(net, kind):
 def test_who_is_killed_from_outside_is_innocent_however_often(net):
     node, row = victim(net, "connections")
     for _ in range(3 * LIMIT):
-        assert not crash(node, "connections", row, faulted=False).poisoned
+        assert not crash(node, "connections", row, faulted=False)
     assert int(node.columns["connections"][row]["crashes"]) == 0
     assert not node.columns["connections"]["in_hand"].any()
     net.run(0.5)
@@ -113,10 +111,9 @@ def test_a_row_that_cannot_be_true_is_closed_before_anybody_reads_it(net, kind, 
     assert not broken_rows(node.columns)
     node.columns[kind][row][name] = value
     closed = quarantine(node.columns, faulted=True)
-    assert (kind, row) in closed.poisoned
+    assert (kind, row) in closed
     assert not broken_rows(node.columns)
     node.restart()
-    node.links.tell_ends(closed.told)
     check_invariants(node.streams)
     net.run(20.0, step=50_000_000)
     assert len(net.clients[0].circuits()) == 2
