@@ -60,6 +60,7 @@ class Reloader:
             "config": self._show,
             "config_diff": self._diff,
             "config_history": self._tell_history,
+            "config_kept": self._tell_kept,
         }
 
     @property
@@ -206,6 +207,16 @@ class Reloader:
         running = self.running.number
         entries = [entry for entry in self._history().entries() if entry.version <= running]
         return schemas.ConfigHistory(str(self._state_dir()), running, [_entry(entry) for entry in reversed(entries)])
+
+    async def _tell_kept(self, args: Mapping[str, Any]) -> schemas.Document:
+        """One version that was in force, whole."""
+        number = args.get("version")
+        if type(number) is not int:
+            raise Refusal("bad_request", "version must be a number")
+        entry = self._history().entry(number) if number <= self.running.number else None
+        if entry is None:
+            raise Refusal("not_found", f"version {number} is not kept")
+        return schemas.ConfigKept(number, dict(entry.settings), dict(entry.origins))
 
     def _state_dir(self) -> Path:
         return Path(self.running.settings["node.state_dir"])

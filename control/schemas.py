@@ -341,6 +341,16 @@ class ConfigHistory(Document):
     versions: list[ConfigVersion]
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigKept(Document):
+    """All of one kept version."""
+
+    SCHEMA: ClassVar[str] = "nyx.config-kept"
+    config: int
+    settings: dict[str, Any]
+    origins: dict[str, str]
+
+
 # ---------------------------------------------------------------- what needs no running node
 
 
@@ -499,7 +509,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     cls.SCHEMA: cls
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
-        ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, Paths, Version, Keys, Testnet, Demo,
+        ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, ConfigKept, Paths, Version, Keys, Testnet, Demo,
         Schemas, MonitoringFile, FeedReaders, Event, Error,
     )
 }  # fmt: skip

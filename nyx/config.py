@@ -283,6 +283,7 @@ KEYS: Final[tuple[Key, ...]] = (
 )
 
 # Keys that a running node takes over, with what the change holds for. All others size memory, name sockets or folders.
+_LOG: Final = "at once; keepers, which tell of their own failure alone, from their next start"
 _LIVE: Final = {
     "proxy.max_clients": "connections accepted after it",
     "sdk.max_streams": "streams opened after it",
@@ -293,9 +294,9 @@ _LIVE: Final = {
     "directory.signers": "paths chosen after it",
     "directory.threshold": "paths chosen after it",
     "suite.prefer": "links and circuits opened after it",
-    "log.format": "at once",
-    "log.level": "at once",
-    "log.scrub": "at once",
+    "log.format": _LOG,
+    "log.level": _LOG,
+    "log.scrub": _LOG,
 }
 
 _BY_NAME: Final = {key.name: key for key in KEYS}

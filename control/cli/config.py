@@ -172,19 +172,15 @@ def rollback(state: State, version: int | None) -> None:
         if len(numbers) < 2:
             raise Failure(EXIT_FAILURE, "not_found", "there is no version before this one")
         version = int(numbers[1])
-    from nyx.history import History
-
-    entry = History(Path(document["state_dir"])).entry(version)
-    if entry is None or version not in numbers:
+    if version not in numbers:
         kept = ", ".join(map(str, numbers)) or "none"
         raise Failure(EXIT_FAILURE, "not_found", f"there is no version {version} to go back to; kept are: {kept}")
     file, running = _target(state)
+    then, origins = _kept(state, running, Path(document["state_dir"]), version)
     wanted = {**{row["key"]: row["value"] for row in running["settings"]}, **_waiting(running)} if running else None
     now = wanted or {row.key: row.value for row in _settings(file)}
     changed = {
-        key: None if entry.origins.get(key) == "built in" else value
-        for key, value in entry.settings.items()
-        if key in now and now[key] != value
+        key: None if origins.get(key) == "built in" else value for key, value in then.items() if key in now and now[key] != value
     }
     if not changed:
         raise Failure(EXIT_FAILURE, "no_change", f"version {version} says what the files say: there is nothing to go back to")
@@ -250,6 +246,21 @@ def _history(state: State) -> dict[str, Any]:
         for entry in reversed(History(state_dir).entries())
     ]  # fmt: skip
     return ConfigHistory(str(state_dir), None, versions).to_json()
+
+
+def _kept(
+    state: State, running: Mapping[str, Any] | None, state_dir: Path, version: int
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Settings and origins of a kept version: the node reads them, for its files are its user's alone."""
+    if running:
+        document = _ask(state, "config_kept", {"version": version})
+        return document["settings"], document["origins"]
+    from nyx.history import History
+
+    entry = History(state_dir).entry(version)
+    if entry is None:
+        raise Failure(EXIT_FAILURE, "not_found", f"version {version} cannot be read")
+    return entry.settings, entry.origins
 
 
 def _effect(key: str, *, live: bool) -> str:

@@ -196,5 +196,10 @@ def test_what_is_asked_of_it_is_checked(node):
     node.hops(5)
     shown = node.run([ready(0)], lambda r: r.operations["config"]({}))
     assert {s.key: s.value for s in shown.settings}["path.hops"] == 3
+    kept = node.run([ready(0)], lambda r: r.operations["config_kept"]({"version": 1}))
+    assert (kept.config, kept.settings["path.hops"]) == (1, 3)
+    for wrong in ({"version": 2}, {"version": "1"}):
+        with pytest.raises(Refusal, match=r"is not kept|must be a number"):
+            node.run([ready(0)], lambda r, wrong=wrong: r.operations["config_kept"](wrong))
     differs = node.run([ready(0)], lambda r: r.operations["config_diff"]({}))
     assert [(c.key, c.old, c.new, c.live) for c in differs.changes] == [("path.hops", 3, 5, True)]
