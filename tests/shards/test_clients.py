@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nyx.errors import InternalError
 from nyx.onion.build import ClientBuild
 from nyx.stats import Counter
 from nyx.stream.columns import FREE as CONNECTION_FREE
@@ -174,3 +175,21 @@ def test_data_crosses_a_circuit_of_whole_nodes(net):
     net.run(0.3)
     assert int(last.columns["circuits"][last.circuits(ROLE_LAST)[0]]["cells_forth"]) > before
     assert int(client.columns["connections"][connection]["state"]) == CONNECTION_LIVE
+
+
+def test_derived_state_that_contradicts_the_rows_is_found(net):
+    net.run(1)
+    client = net.clients[0]
+    checks = (client.session_rows.check_invariants, client.rows.check_invariants, of(net).check_invariants)
+    for check in checks:
+        check()
+    row = client.circuits(ROLE_CLIENT)[0]
+    harms = (
+        client.session_rows._free.pop,
+        lambda: client.rows._free.append(row),
+        lambda: client.rows.write_isolation(row, b"another"),
+    )
+    for check, harm in zip(checks, harms, strict=True):
+        harm()
+        with pytest.raises(InternalError):
+            check()

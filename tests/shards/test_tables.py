@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from nyx.errors import InternalError
 from shards.tables import Table
 
 
@@ -33,3 +34,23 @@ def test_a_full_table_says_so_and_keeps_what_it_has():
     with pytest.raises(OverflowError):
         table.put(100, 1)
     assert [table.find(k) for k in range(8)] == list(range(8))
+
+
+@pytest.mark.parametrize("harm", ["lost", "foreign", "moved", "count", "value"])
+def test_a_table_that_contradicts_the_rows_is_found(harm):
+    table, content = Table(8, 12345), {5: 1, 6: 2, 1 << 40: 3}
+    for key, value in content.items():
+        table.put(key, value)
+    table.check_invariants(content)
+    if harm == "lost":
+        table.drop(5)
+    elif harm == "foreign":
+        table.put(7, 9)
+    elif harm == "moved":
+        table.keys[:], table.values[:] = table.keys[::-1].copy(), table.values[::-1].copy()
+    elif harm == "count":
+        table.count += 1
+    else:
+        content[5] = 2
+    with pytest.raises(InternalError):
+        table.check_invariants(content)

@@ -191,6 +191,8 @@ class Bench:
     def idle(self) -> bool:
         """Nothing is left anywhere: no row, no socket, no deadline."""
         sides = (self.client.edge, self.exit.edge)
+        for side in sides:
+            side.table.check_invariants()
         return all(not s.table.live() and not s.held_fds() and s.next_timeout() == 1 << 62 for s in sides)
 
     def close(self) -> None:

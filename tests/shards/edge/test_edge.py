@@ -53,7 +53,9 @@ def born_again(net: Bench, side: Side) -> tuple[int, int]:
         options["resolver"] = type(options["resolver"])(2, options["resolver"]._lookup)
     side.epoll.close()
     side.__init__(side.end, **options)  # type: ignore[misc]
-    return side.edge.recover(net.now)
+    found = side.edge.recover(net.now)
+    side.edge.table.check_invariants()
+    return found
 
 
 def test_streams_outlive_their_workers(net, rng):

@@ -1,4 +1,4 @@
-"""The tap of the chaos runs finds what it looks for: packet numbers off the wire, and one that was used twice."""
+"""The chaos runs find what they look for: a packet number that was used twice, and something that grows."""
 
 import random
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.chaos.look import slope
 from bench.chaos.tap import Tap, siphash, unmask
 from nyx.columns import allocate
 from nyx.crypto.scratch import new_scratch
@@ -85,3 +86,20 @@ def test_a_packet_seen_twice_is_no_repeat(sender):
 def test_packets_without_a_key_are_counted_apart(sender, rng):
     found = report(sender, sender.seal(), Sender(rng).seal())
     assert (found.packets, found.with_key) == (2 * COUNT, COUNT)
+
+
+def walk(rng, per_step, noise):
+    return [(float(x), 100 + per_step * x + rng.gauss(0, noise)) for x in range(80)]
+
+
+def test_growth_is_told_from_noise(rng):
+    assert slope(walk(rng, 0.5, 1)).grows
+    assert 0.4 < slope(walk(rng, 0.5, 1)).slope < 0.6
+    assert not slope(walk(rng, -0.5, 1)).grows
+    assert sum(slope(walk(rng, 0, 5)).grows for _ in range(200)) < 8
+    assert not slope([(float(x), 7.0) for x in range(80)]).grows
+
+
+def test_a_short_series_says_nothing(rng):
+    assert not slope(walk(rng, 5, 0)[:15]).grows
+    assert slope(walk(rng, 5, 0)[:16]).grows
