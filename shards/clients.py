@@ -206,7 +206,7 @@ class ClientCircuits:
         if circuit not in self._all:
             return
         if link is None:
-            self._failed(circuit, now, "the first relay cannot be reached")
+            self._failed(circuit, now, "the first relay cannot be reached; is this machine's clock right?")
             return
         row = self._rows.take(ROLE_CLIENT, now)
         if row is None:
