@@ -183,6 +183,11 @@ class Stream:
             raise
         return b"".join(parts)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether a read would not wait: bytes, the end of file, or an error are there."""
+        return self._slot is None or bool(self._kept) or self._slot.available > 0 or self._slot.complete
+
     def at_eof(self) -> bool:
         """Whether everything was read and the other side has finished."""
         slot = self._slot

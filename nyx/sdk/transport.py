@@ -156,6 +156,11 @@ class StreamTransport(asyncio.Transport):
         self._stream.abort()
         self._end(None)
 
+    def _force_close(self, error: Exception | None) -> None:
+        """End at once, because of this: asyncio's TLS calls it when a handshake fails."""
+        self._stream.abort()
+        self._end(error)
+
     def _end(self, error: Exception | None) -> None:
         if self._over:
             return

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import aiohttp
+import httpx
 import pytest
 
 from bench.network import ROOT, Network, command_environment, free_port, running_network
 from bench.stream import children
-from nyx.sdk import Client, Event, Kind, Outcome, RefusedError, Stream, StreamLostError, TimedOutError, UnreachableError
+from nyx.sdk import Client, Event, Kind, Outcome, RefusedError, Stream, StreamLostError, TimedOutError, UnreachableError, sync
+from nyx.sdk.aiohttp import NyxConnector
+from nyx.sdk.httpx import NyxTransport
 from tests.e2e.conftest import blob, blob_digest
 
 pytestmark = pytest.mark.timeout(180)
@@ -208,6 +214,55 @@ def test_a_killed_keeper_and_a_restarted_daemon(tmp_path: Path, web: str) -> Non
     with running_network(tmp_path, nodes=4) as network:
         config = network.folder / network.client() / "nyx.toml"
         asyncio.run(main(socket_of(network), config, supervisor_of(network)))
+
+
+def test_httpx_aiohttp_and_the_waiting_client_fetch(sock: Path, web: str) -> None:
+    async def main(client: Client) -> None:
+        async with httpx.AsyncClient(transport=NyxTransport(client)) as browser:
+            answer = await browser.get(f"{web}/blob/{1 << 20}")
+            assert hashlib.sha256(answer.content).hexdigest() == blob_digest(1 << 20)
+        async with aiohttp.ClientSession(connector=NyxConnector(client)) as session, session.get(f"{web}/echo/aiohttp") as echo:
+            assert await echo.read() == b"aiohttp"
+
+    with_client(sock, main)
+    with sync.Client(sock) as waiting:
+        connection = http.client.HTTPConnection("localhost", int(web.rpartition(":")[2]))
+        connection.sock = waiting.create_connection(("localhost", connection.port), 30)
+        connection.request("GET", f"/blob/{1 << 20}")
+        assert hashlib.sha256(connection.getresponse().read()).hexdigest() == blob_digest(1 << 20)
+        connection.close()
+
+
+def examples() -> list[str]:
+    """The Python of README.md and docs/sdk.md; a part that needs a client gets one."""
+    found = [
+        b
+        for name in ("README.md", "docs/sdk.md")
+        for b in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    ]
+    found = [block for block in found if "nyx.sdk" in block]
+    for number, block in enumerate(found):
+        if block.startswith(("import httpx", "import aiohttp")):
+            imports, _, rest = block.partition("\n\n")
+            body = "".join(f"        {line}\n" for line in rest.splitlines())
+            head = (
+                f"import asyncio\nfrom nyx.sdk import Client\n{imports}\nasync def main():\n    async with Client() as client:\n"
+            )
+            found[number] = (
+                f"{head}{body}        print('HTTP', getattr(answer, 'status', 0) or answer.status_code)\nasyncio.run(main())\n"
+            )
+    return found
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_examples_of_the_documents(sock: Path, web: str, number: int) -> None:
+    assert len(examples()) == 5
+    code = examples()[number].replace("8000", web.rpartition(":")[2]).replace("https://example.org/", f"{web}/echo/200")
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment() | {"NYX_SDK_SOCKET": str(sock)}, cwd=ROOT, capture_output=True,
+        text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "HTTP" in run.stdout, run
 
 
 def test_another_user_is_refused(sock: Path, tmp_path: Path) -> None:
