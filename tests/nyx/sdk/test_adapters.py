@@ -1,13 +1,15 @@
 """What stands on streams: asyncio's readers and writers with TLS, httpx, aiohttp, the waiting client, the socket-like object."""
 
 import asyncio
+import contextlib
 import http.client
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -40,11 +42,16 @@ def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, ssl.create_default_context(cafile=str(folder / "certificate"))
 
 
-async def web_server(context: ssl.SSLContext | None = None) -> tuple[asyncio.Server, int, list[bytes]]:
-    """An HTTP server that answers every request of a connection with its body, or BODY; the connections' first lines."""
+@contextlib.asynccontextmanager
+async def web_server(context: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """An HTTP server that answers every request with its body, or BODY: its port, and the first lines of requests."""
     seen: list[bytes] = []
+    writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        writers[task] = writer
         try:
             while line := await reader.readline():
                 seen.append(line)
@@ -57,19 +64,25 @@ async def web_server(context: ssl.SSLContext | None = None) -> tuple[asyncio.Ser
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass
-        writer.close()
+        writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    return server, server.sockets[0].getsockname()[1], seen
+    try:
+        yield server.sockets[0].getsockname()[1], seen
+    finally:
+        server.close()
+        for writer in writers.values():
+            writer.transport.abort()
+        await asyncio.gather(*writers)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_httpx(tmp_path: Path, secrets: Path, scheme: str) -> None:
     async def main(net: World, client: Client) -> None:
         ours, theirs = contexts(secrets)
-        server, port, seen = await web_server(ours if scheme == "https" else None)
+        serving = web_server(ours if scheme == "https" else None)
         transport = NyxTransport(client, verify=theirs, isolation="one")
-        async with server, httpx.AsyncClient(transport=transport) as browser:
+        async with serving as (port, seen), httpx.AsyncClient(transport=transport) as browser:
             url = f"{scheme}://localhost:{port}"
             answer = await browser.get(f"{url}/page")
             assert answer.status_code == 200
@@ -92,17 +105,23 @@ def test_httpx(tmp_path: Path, secrets: Path, scheme: str) -> None:
 def test_httpx_gives_a_late_answer_and_a_wrong_certificate_their_names(tmp_path: Path, secrets: Path) -> None:
     async def main(_net: World, client: Client) -> None:
         ours, _ = contexts(secrets)
-        server, port, _seen = await web_server(ours)
         silent, silent_port = await echo_server()
-        async with server, silent, httpx.AsyncClient(transport=NyxTransport(client)) as browser:
+        async with web_server(ours) as (port, _seen), silent, httpx.AsyncClient(transport=NyxTransport(client)) as browser:
             with pytest.raises(httpx.ConnectError, match="certificate"):
                 await browser.get(f"https://localhost:{port}/")
             with pytest.raises(httpx.RemoteProtocolError):
                 await browser.get(f"http://localhost:{silent_port}/")
-        unanswered = await asyncio.start_server(lambda _r, _w: asyncio.sleep(9), "127.0.0.1", 0)
+        over = asyncio.Event()
+
+        async def wait(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await over.wait()
+            writer.close()
+
+        unanswered = await asyncio.start_server(wait, "127.0.0.1", 0)
         async with unanswered, httpx.AsyncClient(transport=NyxTransport(client)) as browser:
             with pytest.raises(httpx.ReadTimeout):
                 await browser.get(f"http://localhost:{unanswered.sockets[0].getsockname()[1]}/", timeout=0.1)
+            over.set()
 
     run(main, tmp_path)
 
@@ -111,8 +130,9 @@ def test_httpx_gives_a_late_answer_and_a_wrong_certificate_their_names(tmp_path:
 def test_aiohttp(tmp_path: Path, secrets: Path, scheme: str) -> None:
     async def main(net: World, client: Client) -> None:
         ours, theirs = contexts(secrets)
-        server, port, seen = await web_server(ours if scheme == "https" else None)
-        async with server, aiohttp.ClientSession(connector=NyxConnector(client, isolation="two", ssl=theirs)) as session:
+        serving = web_server(ours if scheme == "https" else None)
+        connector = NyxConnector(client, isolation="two", ssl=theirs)
+        async with serving as (port, seen), aiohttp.ClientSession(connector=connector) as session:
             url = f"{scheme}://localhost:{port}"
             async with session.get(f"{url}/page") as answer:
                 assert answer.status == 200
@@ -181,21 +201,24 @@ def test_a_writer_is_paused_until_the_target_reads(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- without an event loop
 
 
-def waiting(
-    main: Callable[[sync.Client, int], None], folder: Path, serve: Callable[[], Awaitable[tuple[asyncio.Server, int]]]
-) -> None:
-    """Run a function with a waiting client in a thread, the world in this one."""
+@contextlib.asynccontextmanager
+async def echoing() -> AsyncIterator[tuple[int, list[bytes]]]:
+    server, port = await echo_server()
+    async with server:
+        yield port, []
+
+
+def waiting(main: Callable[[sync.Client, int], None], folder: Path, serve: Any) -> None:
+    """Run a function with a waiting client in a thread, the world and a target in this one."""
 
     async def whole() -> None:
-        async with world(folder) as made:
-            server, port = await serve()
-            async with server:
+        async with world(folder) as made, serve() as (port, _):
 
-                def work() -> None:
-                    with sync.Client(made.path, streams=4, ring=1 << 16) as client:
-                        main(client, port)
+            def work() -> None:
+                with sync.Client(made.path, streams=4, ring=1 << 16) as client:
+                    main(client, port)
 
-                await asyncio.to_thread(work)
+            await asyncio.to_thread(work)
 
     asyncio.run(whole())
 
@@ -238,7 +261,7 @@ def test_the_waiting_client(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="closed"):
             late.read(1)
 
-    waiting(main, tmp_path, echo_server)
+    waiting(main, tmp_path, echoing)
 
 
 def test_a_waiting_client_without_a_daemon_leaves_no_thread(tmp_path: Path) -> None:
@@ -287,7 +310,7 @@ def test_the_socket_like_object(tmp_path: Path) -> None:
         assert sock.recv(1) == b""
         sock.close()
 
-    waiting(main, tmp_path, echo_server)
+    waiting(main, tmp_path, echoing)
 
 
 def test_http_client_over_the_socket_like_object(tmp_path: Path) -> None:
@@ -300,11 +323,7 @@ def test_http_client_over_the_socket_like_object(tmp_path: Path) -> None:
         assert connection.getresponse().read() == b"again"
         connection.close()
 
-    async def serve() -> tuple[asyncio.Server, int]:
-        server, port, _ = await web_server()
-        return server, port
-
-    waiting(main, tmp_path, serve)
+    waiting(main, tmp_path, web_server)
 
 
 @pytest.fixture(autouse=True)
