@@ -22,6 +22,7 @@ SMALL = {
     "bench.streams": ["--megabytes", "2", "--loss", "1"],
     "bench.udp": ["--seconds", "0.2"],
     "bench.reload": ["--reloads", "10", "--spells", "1", "--rate", "10"],
+    "bench.upgrades": ["--upgrades", "2", "--mib", "4", "--pause", "60"],
     "bench.stream": ["--hops", "1", "--mib", "8", "--rounds", "1"],
 }
 
