@@ -32,6 +32,7 @@ from setproctitle import setproctitle
 
 from control import logs, observe, server
 from control.channel import Channel, Supervisor
+from control.leftovers import remove_sockets
 from control.pages import Pages, map_columns
 from control.reload import Reloader
 from control.seal import seal
@@ -112,6 +113,11 @@ def _in_force(committed: Committed | None) -> Config | None:
 def _tie_to_parent(pages: Pages) -> bool:
     """Ask for SIGTERM at the supervisor's death; False when it is dead already."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    return _has_parent(pages)
+
+
+def _has_parent(pages: Pages) -> bool:
+    """Whether the supervisor lives, as far as we know one."""
     table = pages.processes()
     return table is None or table.supervisor in (0, os.getppid())
 
@@ -138,6 +144,8 @@ async def _run(config: Config, inherited: Mapping[str, Any], pages: Pages, commi
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(inherited["admin"], int) and not _has_parent(pages):
+        remove_sockets(config.node.run_dir)
 
 
 @contextlib.contextmanager

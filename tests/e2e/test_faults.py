@@ -129,6 +129,11 @@ def test_a_dead_relay_stops_nobody_for_long(tmp_path: Path, web: str) -> None:
         with pytest.raises(ConnectionResetError):
             running.result()
         assert time.monotonic() - began < 10
+        folder = Path(next(str(node["socket"]) for node in network.nodes() if node["alias"] == middle)).parent
+        until = time.monotonic() + 10
+        while (left := [path for path in folder.iterdir() if path.is_socket()]) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not left, "the supervisor's death leaves nothing"
         fresh = [pool.submit(fetch, network, web, 1000, f"fresh{number}") for number in range(4)]
         assert [part.result() for part in fresh] == 4 * [(1000, blob_digest(1000))]
         assert time.monotonic() - began < 20
