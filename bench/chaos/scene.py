@@ -135,6 +135,8 @@ def settled(nodes: list[Member], patience: float, before: Holding | None = None)
         try:
             now = holding(nodes)
         except OSError:  # a control process is being started again
+            if time.monotonic() > until:
+                raise
             time.sleep(0.2)
             continue
         if quiet(now, before) or time.monotonic() > until:
