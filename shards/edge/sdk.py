@@ -10,6 +10,7 @@ worker, and one whose words or messages are wrong is dropped with its streams. P
 """
 
 import contextlib
+import os
 import select
 import socket
 from collections.abc import Callable, Sequence
@@ -396,10 +397,9 @@ class SdkEdge:
         for index, row in enumerate(self.core.table.guests):
             if int(row["state"]) == edge.FREE:
                 continue
-            if not guest_fds(row):
-                row["state"] = edge.FREE  # another table of descriptors: theirs were closed with it
+            guest = self._revive(index)
+            if guest is None:
                 continue
-            guest = Guest(self.core.table.guests, index)
             self._adopt(guest)
             guest.note_life()
             for slot in range(guest.slots):
@@ -407,6 +407,18 @@ class SdkEdge:
                 generation, phase, _ = read_state(guest.look(slot, STATE))
                 if phase is Phase.ENDED and verb >> 8 == generation:
                     guest.seen[slot] = verb
+
+    def _revive(self, index: int) -> Guest | None:
+        """The application of this row, or None: its streams end, and it connects again."""
+        row = self.core.table.guests[index]
+        fds = guest_fds(row)  # none in another table of descriptors: they were closed with the keeper's
+        with contextlib.suppress(OSError):
+            if fds:
+                return Guest(self.core.table.guests, index)
+        row["state"] = edge.FREE
+        for fd in fds:
+            os.close(fd)
+        return None
 
     def recover_row(self, row: int, now: int) -> bool:
         """Go on with a stream of a dead worker; False when it ends here."""

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,32 @@ def test_a_worker_that_rests_leaves_requests_to_the_next_life(tmp_path: Path) ->
             assert not opening.done()
             net.restart()
             (await opening).close()
+
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("why", ["another table of descriptors", "no memory"])
+def test_an_application_that_cannot_be_kept_connects_again(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(net: World, client: Client) -> None:
+        server, port = await echo_server()
+        async with server:
+            stream = await client.open_stream("127.0.0.1", port)
+            connection = client._connection
+            assert connection is not None
+            with monkeypatch.context() as patch:
+                if why == "no memory":
+                    patch.setattr("shards.edge.guest.mmap", SimpleNamespace(mmap=no_memory))
+                else:
+                    net.near.columns["edge_guests"]["memory_inode"] += 1
+                net.restart()
+            if why != "no memory":
+                connection._sock.shutdown(2)  # as the kernel does when the table goes
+            with pytest.raises(StreamLostError):
+                await stream.read(1)
+            (await client.open_stream("127.0.0.1", port)).close()
+
+    def no_memory(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
 
     run(main, tmp_path)
 
