@@ -17,7 +17,7 @@ import aiohttp
 import httpx
 import pytest
 
-from bench.network import ROOT, Network, command_environment, free_port, running_network
+from bench.network import ROOT, Network, command_environment, free_port, nyxctl, running_network
 from bench.stream import children
 from nyx.sdk import Client, Event, Kind, Outcome, RefusedError, Stream, StreamLostError, TimedOutError, UnreachableError, sync
 from nyx.sdk.aiohttp import NyxConnector
@@ -214,6 +214,45 @@ def test_a_killed_keeper_and_a_restarted_daemon(tmp_path: Path, web: str) -> Non
     with running_network(tmp_path, nodes=4) as network:
         config = network.folder / network.client() / "nyx.toml"
         asyncio.run(main(socket_of(network), config, supervisor_of(network)))
+
+
+@pytest.mark.parametrize("order", [("upgrade",), ("restart", "worker", "0")])
+def test_streams_go_on_over_an_upgrade_and_a_restart(network: Network, sock: Path, order: tuple[str, ...]) -> None:
+    """Blocks go to an echo and back all the while; each comes back whole, on the same stream."""
+
+    async def main(client: Client) -> None:
+        seen: list[Event] = []
+        client.on_event(seen.append)
+        over = asyncio.Event()
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            over.set()
+
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        async with server, await client.open_stream("127.0.0.1", server.sockets[0].getsockname()[1]) as stream:
+            stream.timeout = 60
+            ordered = asyncio.create_task(asyncio.to_thread(nyxctl, "--socket", control, *order, timeout=150))
+            blocks = 0
+            while not ordered.done() or blocks < 20:
+                block = os.urandom(50_000)
+                sending = asyncio.create_task(stream.send(block))
+                assert await stream.readexactly(len(block)) == block
+                await sending
+                blocks += 1
+            await ordered
+            stream.write_eof()
+            assert await stream.read() == b""
+            await over.wait()
+            assert Kind.WORKER_RESTARTED in [event.kind for event in seen]
+            assert Kind.DAEMON_LOST not in [event.kind for event in seen]
+
+    control = next(str(node["socket"]) for node in network.nodes() if node["role"] == "client")
+    with_client(sock, main)
 
 
 def test_httpx_aiohttp_and_the_waiting_client_fetch(sock: Path, web: str) -> None:
