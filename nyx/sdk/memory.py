@@ -7,6 +7,7 @@ announces them is stored; each word is one aligned 8-byte store, and x86-64 keep
 import fcntl
 import mmap
 import os
+import platform
 from typing import Final
 
 from nyx.sdk.errors import UnreachableError
@@ -44,6 +45,10 @@ class Memory:
 
     def __init__(self, fd: int, slots: int, ring: int) -> None:
         """Map the memfd, which must have its size for good. Raises UnreachableError."""
+        if platform.machine() not in {"x86_64", "AMD64"}:
+            raise UnreachableError(
+                "nyx.sdk needs an x86-64 processor: others may store a position before the bytes that it announces"
+            )
         size = memory_size(slots, ring)
         try:
             right = os.fstat(fd).st_size == size and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALED == _SEALED

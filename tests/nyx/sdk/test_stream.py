@@ -405,6 +405,17 @@ def test_thousands_of_opens_leave_nothing(tmp_path: Path) -> None:
     run(main, tmp_path, kind=RealWorld)
 
 
+def test_a_processor_that_reorders_stores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(net: World, _client: Client) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("platform.machine", lambda: "aarch64")
+            with pytest.raises(UnreachableError, match="x86-64"):
+                await Client(net.path).start()
+        await net.come(lambda: len(net.client.edge.slots.guests) == 1)
+
+    run(main, tmp_path)
+
+
 def test_no_daemon_is_a_clear_error(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(UnreachableError, match="no daemon runs here"):
