@@ -10,10 +10,11 @@ nothing to be asked again. One reload at a time. Source: docs/configuration.md, 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from nyx.wire.orders import Notice, Order
 ORIGINS: Final = frozenset({"reload", "SIGHUP", "set", "rollback", "api"})
 PREPARE_TIME: Final = 30.0  # seconds for a worker that runs to prepare, its restarts included
 TAKE_TIME: Final = 2.0  # seconds for all workers to say that they run the version
+TELL_TIME: Final = 2.0  # seconds for the supervisor to hear of a reload
 COMMAND_TIME: Final = 10.0  # seconds for the supervisor to read and check a directory of any size, or to write the history
 _PAUSE: Final = 0.02
 _ORDER_MAX: Final = MESSAGE_MAX - 256  # bytes of an order's arguments
@@ -72,7 +74,7 @@ class Reloader:
 
     async def reload(self, origin: str) -> schemas.Reload:
         """Read the files and put in force what they say. Raises Refusal: then nothing was changed."""
-        async with self._one_at_a_time:
+        async with self._one_at_a_time, self._told():
             before = self.running
             try:
                 wanted = load(self._file, environ=os.environ)
@@ -94,6 +96,19 @@ class Reloader:
             taken = await self._wait_for(number)
             _log.info("version %d of the configuration runs (%s)", number, origin)
             return self._said(before, self.running, taken)
+
+    @contextlib.asynccontextmanager
+    async def _told(self) -> AsyncIterator[None]:
+        """The supervisor tells the service manager of the beginning and the end of a reload."""
+        refused = True
+        with contextlib.suppress(WorkerRefusedError, WorkerSilentError):
+            await self._supervisor.order(Order.RELOAD_BEGINS, {}, TELL_TIME)
+        try:
+            yield
+            refused = False
+        finally:
+            with contextlib.suppress(WorkerRefusedError, WorkerSilentError):
+                await self._supervisor.order(Order.RELOAD_ENDS, {"refused": refused}, TELL_TIME)
 
     def on_notice(self, notice: Notice) -> None:
         """SIGHUP came: the same, with the log for an answer."""

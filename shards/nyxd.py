@@ -22,6 +22,7 @@ from nyx.errors import ConfigError, NyxError
 from nyx.files import private_folder
 from nyx.path.directory import DirectoryError, FileDirectory, Snapshot
 from shards import say
+from shards.notify import Notifier
 from shards.user import adopt_environment, become, other_user
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
@@ -132,7 +133,14 @@ def _run(file: Path, checked: Checked, settings: dict[str, str], *, offload: boo
     from shards.kernels import prepare
 
     say.configure(checked.config.log)
-    prepare(lambda text: say.say("info", text))
+    notifier = Notifier(os.environ)
+
+    def tell(text: str) -> None:
+        say.say("info", text)
+        notifier.send(f"STATUS={text}")
+
+    prepare(tell)
+    notifier.close()
 
     from shards.supervisor import Plan, Supervisor  # not before: importing a kernel that is not cached compiles it, here
     from shards.upgrade import take_state

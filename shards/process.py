@@ -23,6 +23,7 @@ from typing import Final
 from setproctitle import setproctitle
 
 from nyx.errors import InternalError
+from shards.notify import VARIABLES
 
 _PR_SET_PDEATHSIG: Final = 1
 _CLONE_FILES: Final = 0x400
@@ -100,10 +101,14 @@ def _is_open(fd: int) -> bool:
 
 
 def package_environment() -> dict[str, str]:
-    """Our environment, such that another interpreter finds the same packages as this one wherever it is started."""
+    """Our environment, such that another interpreter finds the same packages as this one wherever it is started.
+
+    The service manager's socket is left out: it hears the supervisor alone.
+    """
     root = str(Path(__file__).resolve().parent.parent)
     known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *known]))}
+    own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {**own, "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *known]))}
 
 
 def close_all_but(kept: Iterable[int]) -> None:

@@ -11,6 +11,7 @@ Everything is made before anybody is started, so a port that is taken or a folde
 leaves nothing. Everybody is killed with the supervisor, however it ends (PDEATHSIG). On SIGTERM and SIGINT it stops the
 children, closes, removes the control socket's name, and nothing is left. Ordered by the control process (`shards/orders.py`) it
 starts a worker anew, or replaces its own code and then everybody's (`shards/upgrade.py`). On SIGHUP it tells the control process.
+A service manager is told how the node is, and that its loops turn (`shards/vigil.py`).
 """
 
 import base64
@@ -38,13 +39,16 @@ from shards.context import Entropy, WorkerContext
 from shards.health import Conditions, birth_condition
 from shards.holdings import Holdings, StartError, memory_layouts
 from shards.keeper import Main, keep
+from shards.notify import Notifier
 from shards.orders import Handler, OrderRefusedError, Orders
+from shards.probe import Probe
 from shards.process import Child, Watch, default_signals, die_with, fork, name_process, package_environment
 from shards.pulse import Pulse
 from shards.replacement import Replacement
 from shards.say import say, speak_as
 from shards.seal import check_lock, make_filters, raise_lock_limit, seal_supervisor, wipe
 from shards.versions import Versions
+from shards.vigil import Remedies, Vigil
 
 WORKERS_MOST: Final = 4
 DESCRIPTORS: Final = 65536  # asked of RLIMIT_NOFILE, within the hard limit
@@ -99,7 +103,7 @@ class Supervisor:
         self.plan = plan
         self.workers = worker_count(plan.config)
         self._pid = os.getpid()
-        self._probe: socket.socket | None = None
+        self._probe = Probe(plan.config.control_socket) if plan.control else None
         self._awaited: list[_Awaited] = []
         self._received: dict[int, dict[int, int]] = {}  # worker -> descriptors for its next keeper
         self._ends: dict[int, socket.socket] = {}  # worker -> our end of the pair with its keeper
@@ -116,6 +120,8 @@ class Supervisor:
         self._announced = state is not None
         self._pulse = Pulse(self.shared, self.workers)
         self._births = Conditions()
+        remedies = Remedies(self._restart_hung, self._end_control)
+        self._vigil = Vigil(Notifier(os.environ), self.shared, self.workers, self._probe, remedies)
         self._contexts = [self._context(index) for index in range(self.workers)]
         self._children = [self._keeper(context) for context in self._contexts]
         if plan.control:
@@ -126,6 +132,8 @@ class Supervisor:
             Order.UPGRADE: self._upgrade,
             Order.STAGE_CONFIG: lambda order: self._versions.stage(order.args),
             Order.COMMIT_CONFIG: lambda order: self._versions.commit(order.args),
+            Order.RELOAD_BEGINS: self._reload_begins,
+            Order.RELOAD_ENDS: self._reload_ends,
         }
         self._orders = Orders(self.held.sockets["orders"][0], table)
         self._replacement = Replacement(plan, self.held, self.watch, self._orders, self._ends, self._children)
@@ -227,10 +235,14 @@ class Supervisor:
         try:
             self._seal()
             if self._adopted:
+                self._vigil.ready()
                 self._take_over()
             self.watch.listen(self._orders.fileno(), self._orders.on_readable)
             over = self._watch(announce)
         finally:
+            if not over:
+                self._vigil.stopping()
+            self._vigil.close()
             self.watch.stop(STOP_GRACE)
             self.watch.close()
             for index in range(self.workers):
@@ -259,6 +271,8 @@ class Supervisor:
     def _tick(self, announce: Callable[[str], None]) -> float | None:
         if not self._announced:
             self._look_at_start(announce)
+            self._pulse.beat()
+            self._vigil.tick()
             return POLL
         self._answer_awaited()
         pauses = (self._replacement.tick(), POLL if self._awaited else None, self._look_at_family())
@@ -270,7 +284,7 @@ class Supervisor:
             self._births.judge(child.name, birth_condition(child.name, child.refused))
             if child.refused and place < self.workers:
                 self.shared["node_workers"]["unborn"][place] = child.refused  # its keeper is not there to say so
-        return self._pulse.beat()
+        return min(self._pulse.beat(), self._vigil.tick())
 
     def _look_at_start(self, announce: Callable[[str], None]) -> None:
         """Until the node has been announced: look whether all run, and give up on who cannot."""
@@ -284,24 +298,10 @@ class Supervisor:
         for child in self.watch.children:
             if max(child.restarts, tries.get(child.name, 0)) >= START_TRIES:
                 raise StartError(f"{child.name} ended {START_TRIES} times before it was ready; its messages stand above")
-        if (rows["pid"] > 0).all() and (rows["ready"] == rows["pid"]).all() and self._control_answers():
+        if (rows["pid"] > 0).all() and (rows["ready"] == rows["pid"]).all() and (self._probe is None or self._probe.look()):
             self._announced = True
             announce(self._ready_line())
-
-    def _control_answers(self) -> bool:
-        """Whether the control process serves its socket: asked anything, even nonsense, it answers a line."""
-        if not self.plan.control:
-            return True
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            if self._probe is None:
-                self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                self._probe.connect(str(self.plan.config.control_socket))
-                self._probe.send(b"{}\n")
-            said = self._probe.recv(1)
-            self._probe.close()
-            self._probe = None
-            return bool(said)
-        return False
+            self._vigil.ready()
 
     def _ready_line(self) -> str:
         config = self.plan.config
@@ -315,6 +315,14 @@ class Supervisor:
 
     def _on_hangup(self) -> None:
         self._orders.tell(Notice.RELOAD)
+
+    def _reload_begins(self, _order: Message) -> dict[str, Any]:
+        self._vigil.reload_begins()
+        return {}
+
+    def _reload_ends(self, order: Message) -> dict[str, Any]:
+        self._vigil.reload_ends(refused=bool(order.args.get("refused")))
+        return {}
 
     def _restart(self, order: Message) -> None:
         """Let a worker end at its next rest; its keeper starts the next life at once."""
@@ -330,6 +338,15 @@ class Supervisor:
             self._ends[index].send(what)
         except (OSError, KeyError) as error:
             raise OrderRefusedError(f"worker {index} has no keeper now; try again") from error
+
+    def _restart_hung(self, index: int) -> None:
+        """As an operator would; where its keeper does not hear it either, the service manager ends all."""
+        with contextlib.suppress(OrderRefusedError):
+            self._send_keeper(index, handover.RESTART)
+
+    def _end_control(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(self.shared["node"]["control"][0]), signal.SIGKILL)
 
     def _answer_awaited(self) -> None:
         rows, now = self.shared["node_workers"], time.monotonic()

@@ -13,6 +13,8 @@ which nobody answers. Either side may be a new life on the same channel: an answ
 | upgrade | drain: float, seconds; or null    | {"drained": bool, "changes": [str]}: just before it begins       |
 | stage_config  | settings, origins: objects by key; origin: str  | {"version": int, "new": bool}, or {"problems": [str]} |
 | commit_config | version: int, as it was staged                  | {"version": int}: it is in force                      |
+| reload_begins | none                                            | {}: the service manager hears of it                   |
+| reload_ends   | refused: bool                                   | {}: so does it of the end                             |
 
 | notice | args | meaning                                       |
 | ------ | ---- | --------------------------------------------- |
@@ -37,6 +39,8 @@ class Order(StrEnum):
     UPGRADE = "upgrade"
     STAGE_CONFIG = "stage_config"
     COMMIT_CONFIG = "commit_config"
+    RELOAD_BEGINS = "reload_begins"
+    RELOAD_ENDS = "reload_ends"
 
 
 class Notice(StrEnum):

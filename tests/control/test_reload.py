@@ -44,11 +44,15 @@ class Node:
         self.versions.begin(config, verify(data, config.directory.signers, 1, 1), data, 1)
         self.pids = [1000, 1001]
         self.orders: list[Order] = []
+        self.told: list[tuple[Order, dict[str, Any]]] = []
 
     def hops(self, number):
         self.file.write_text(self.file.read_text().replace("hops = 3", f"hops = {number}"))
 
     async def order(self, order, args, _deadline):
+        if order in (Order.RELOAD_BEGINS, Order.RELOAD_ENDS):
+            self.told.append((order, args))
+            return {}
         self.orders.append(order)
         try:
             return self.versions.stage(args) if order is Order.STAGE_CONFIG else self.versions.commit(args)
