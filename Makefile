@@ -74,6 +74,51 @@ demo: $(RUN) ## a local network of real nodes, one fetch through it, and it stay
 demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
+# Where `make install` puts Nyx; DESTDIR is a folder in whose tree a package is built.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+# A folder of packages that are there already (some environment's site-packages), for a machine without a network: none is fetched.
+PACKAGES ?=
+TO := $(DESTDIR)$(PREFIX)
+CONF := $(DESTDIR)$(SYSCONFDIR)/nyx
+ENVIRONMENT := $(TO)/lib/nyx
+INTO := $(ENVIRONMENT)/bin/python3 -m pip install --disable-pip-version-check --no-input --quiet --root-user-action ignore
+RENDER := sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
+INSTALLED := bin/nyxd bin/nyxctl lib/systemd/system/nyx.service lib/systemd/user/nyx.service lib/sysusers.d/nyx.conf \
+	lib/tmpfiles.d/nyx.conf lib/sysctl.d/50-nyx.conf
+# Whether this is the machine that shall run it: then systemd is told.
+HERE := $(if $(DESTDIR),false,test -d /run/systemd/system -a "$$(id -u)" = 0)
+
+.PHONY: install uninstall
+install: ## install for the whole machine, with systemd units: PREFIX=/usr/local SYSCONFDIR=/etc DESTDIR=
+	@test -n "$(PYTHON)" || { echo "Nyx needs Python 3.11 or newer with the venv module (Debian: python3-venv)" >&2; exit 1; }
+	umask 022; test -x $(ENVIRONMENT)/bin/python3 || "$(PYTHON)" -m venv $(ENVIRONMENT)
+	umask 022; site=$$($(ENVIRONMENT)/bin/python3 -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	if test -n "$(PACKAGES)"; then echo "$(abspath $(PACKAGES))" >"$$site/packages.pth"; \
+	else rm -f "$$site/packages.pth"; $(INTO) --only-binary :all: --require-hashes -r requirements.lock; fi
+	umask 022; $(INTO) --no-deps --no-build-isolation --force-reinstall .
+	@# Commands that name the staging folder in their first line; nyxd and nyxctl find the environment beside them.
+	find $(ENVIRONMENT)/bin -type f -delete
+	umask 022; mkdir -p $(addprefix $(TO)/,$(sort $(dir $(INSTALLED)))) $(CONF) $(TO)/share/doc/nyx
+	install -m 755 systemd/bin/nyxd systemd/bin/nyxctl $(TO)/bin
+	$(RENDER) systemd/nyx.service | install -m 644 /dev/stdin $(TO)/lib/systemd/system/nyx.service
+	$(RENDER) systemd/user/nyx.service | install -m 644 /dev/stdin $(TO)/lib/systemd/user/nyx.service
+	install -m 644 systemd/nyx.sysusers $(TO)/lib/sysusers.d/nyx.conf
+	install -m 644 systemd/nyx.tmpfiles $(TO)/lib/tmpfiles.d/nyx.conf
+	install -m 644 systemd/50-nyx.conf $(TO)/lib/sysctl.d/50-nyx.conf
+	install -m 644 README.md docs/*.md systemd/nyx.toml $(TO)/share/doc/nyx
+	test -e $(CONF)/nyx.toml || install -m 644 systemd/nyx.toml $(CONF)/nyx.toml
+	@if $(HERE); then systemd-sysusers; systemd-tmpfiles --create $(TO)/lib/tmpfiles.d/nyx.conf; systemctl daemon-reload; fi
+	@echo "installed in $(TO); configuration: $(CONF)/nyx.toml. A node that runs takes the new code over by: nyxctl upgrade"
+
+uninstall: ## remove what `make install` put there; configuration and state stay
+	@if $(HERE); then systemctl disable --now --quiet nyx.service || true; fi
+	rm -rf $(ENVIRONMENT) $(TO)/share/doc/nyx
+	rm -f $(addprefix $(TO)/,$(INSTALLED))
+	@if $(HERE); then systemctl daemon-reload; fi
+	@echo "removed. Left: $(CONF), and /var/lib/nyx (keys, guards), /var/cache/nyx and the user nyx, where the node has run"
+
 .PHONY: bench
 bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stream through 1, 2, 3 and 5 hops, and kills
 	$(BIN)/python -m bench.crypto
