@@ -489,6 +489,27 @@ class Demo(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that `nyxctl doctor` looked at; `fix` is empty where nothing is to do."""
+
+    name: str
+    state: str  # "ok", "warn" or "fail"
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Doctor(Document):
+    """What is right and wrong with a node and its machine. `alias` is null where no node answers."""
+
+    SCHEMA: ClassVar[str] = "nyx.doctor"
+    alias: str | None
+    warnings: int
+    failures: int
+    checks: list[Check]
+
+
+@dataclass(frozen=True, slots=True)
 class Schemas(Document):
     """The documents that there are, with their versions."""
 
@@ -510,7 +531,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
         ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, ConfigKept, Paths, Version, Keys, Testnet, Demo,
-        Schemas, MonitoringFile, FeedReaders, Event, Error,
+        Schemas, MonitoringFile, FeedReaders, Event, Doctor, Error,
     )
 }  # fmt: skip
 

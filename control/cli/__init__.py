@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "streams": "The streams that begin or end here, and why they failed",
     "peers": "The links to other nodes",
     "stats": "Counters, errors by reason and latencies, once or live",
+    "doctor": "Check the node and its machine, with what to do about each thing found",
     "restart": "Start a worker anew; its streams go on",
     "upgrade": "Run the code that is installed now; streams go on",
     "feed": "Read the monitoring feed, and say who else may",

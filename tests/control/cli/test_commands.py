@@ -1,7 +1,6 @@
 """Every command: what it prints, as text and as a document that fits its schema, and with which code it ends."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import pytest
 from pydantic import TypeAdapter
 
-from control.cli import COMMANDS, run
+from control.cli import COMMANDS
 from control.schemas import DOCUMENTS
 from nyx.stats import COUNTERS, Latency
 from tests.control.nodes import CONFIG, node
@@ -22,20 +21,6 @@ SUBCOMMANDS = {
     "keys": ["new", "show"],
     "testnet": ["up", "demo", "status", "down"],
 }
-
-
-@pytest.fixture
-def ctl(capsys, monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith(("NYX_SOCKET", "NYX_CONFIG", "NYX_NODE", "XDG_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    def call(*args):
-        code = run([str(a) for a in args])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def fits(text):
