@@ -11,12 +11,15 @@ export PYTHONPATH := $(CURDIR)
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+FUZZ := $(VENV)/.installed-fuzz
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet
 JOBS ?= 2
 MINUTES ?= 30
+SECONDS ?= 60
+TARGET ?= all
 
 .PHONY: help
 help: ## say what there is
@@ -37,6 +40,10 @@ $(RUN): requirements.lock pyproject.toml
 # What checks Nyx. One package of it is built from source (Debian: gcc, libc6-dev, python3-dev).
 $(DEV): $(RUN) requirements-dev.lock
 	$(PIP) --no-build-isolation --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(FUZZ): $(DEV) requirements-fuzz.lock
+	$(PIP) --only-binary :all: --require-hashes -r requirements-fuzz.lock
 	@touch $@
 endif
 
@@ -135,6 +142,10 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stre
 soak: $(DEV) ## half an hour of kills, restarts, upgrades and traffic: what grows? (make soak MINUTES=120)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
+.PHONY: fuzz
+fuzz: $(FUZZ) ## every decoder and state machine against inputs led by coverage (make fuzz SECONDS=60 TARGET=all)
+	$(BIN)/python -m tests.fuzz.run $(TARGET) --seconds $(SECONDS)
+
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null CUSTOM_COMPILE_COMMAND="make lock" \
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-build-isolation \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -144,8 +155,9 @@ lock: ## resolve pyproject.toml again and pin every package with its hashes
 	test -x $(BIN)/pip-compile || $(MAKE) venv
 	$(COMPILE) --extra build --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra build --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra fuzz --constraint requirements.lock --output-file requirements-fuzz.lock pyproject.toml
 
 .PHONY: clean
 clean: ## remove what the tools left behind; `rm -r .venv` starts from nothing
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .fuzz
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ otherwise (the environment, a flag) is named instead of written over. Source: do
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ class Edit:
             import tomlkit
 
             document[section] = tomlkit.table()
-        document[section][name] = value
+        _table(file, document, section)[name] = value
         self.texts[file] = document.as_string()
 
     def remove(self, key: str) -> None:
@@ -48,7 +48,7 @@ class Edit:
             if not file.exists():
                 continue
             file, document = self._open(file)  # noqa: PLW2901 (the same file)
-            if name in document.get(section, {}):
+            if name in _table(file, document, section):
                 del document[section][name]
                 self.texts[file] = document.as_string()
 
@@ -83,13 +83,13 @@ class Edit:
         section, _, name = key.partition(".")
         for file in reversed(drop_ins(self.main)):
             _, document = self._open(file)
-            if name in document.get(section, {}):
+            if name in _table(file, document, section):
                 return file
         return self.main
 
     def _open(self, file: Path) -> tuple[Path, Any]:
         import tomlkit  # takes longer to import than nyxctl takes to start
-        from tomlkit.exceptions import ParseError
+        from tomlkit.exceptions import ParseError, TOMLKitError
 
         if file not in self.before:
             self.before[file] = _read(file)
@@ -97,6 +97,16 @@ class Edit:
             return file, tomlkit.parse(self.texts.get(file, self.before[file] or ""))
         except ParseError as error:
             raise ConfigError([f"{file}:{error.line}  not TOML: {error}"]) from error
+        except (ValueError, TOMLKitError, RecursionError) as error:
+            raise ConfigError([f"{file}: not TOML: {str(error) or 'brackets are nested too deeply'}"]) from error
+
+
+def _table(file: Path, document: Any, section: str) -> Any:
+    """A section of a file, empty where there is none. Raises ConfigError where the name is another thing's."""
+    found = document.get(section, {})
+    if not isinstance(found, MutableMapping):
+        raise ConfigError([f"{file}: {section} is not a section; mend the file by hand"])
+    return found
 
 
 def _read(file: Path) -> str | None:

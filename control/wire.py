@@ -26,8 +26,9 @@ class Refusal(Exception):  # noqa: N818  an answer of the protocol, not a fault
 
 
 def dump(value: Any) -> bytes:
-    """One line."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    """One line. Half of a surrogate pair, which a request or a file's name may hold, stays JSON's escape."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def request(op: str, args: dict[str, Any] | None = None) -> bytes:

@@ -57,7 +57,8 @@ class Version:
 
     def to_bytes(self) -> bytes:
         """The text of the version. Raises ConfigError when it is too long."""
-        text = json.dumps(dataclasses.asdict(self), separators=(",", ":"), ensure_ascii=False).encode()
+        whole = json.dumps(dataclasses.asdict(self), separators=(",", ":"), ensure_ascii=False)
+        text = whole.encode("utf-8", "backslashreplace")  # a path may hold half of a surrogate pair: JSON's own escape
         if len(text) > TEXT_MAX:
             raise ConfigError([f"the whole configuration has {len(text)} bytes, at most {TEXT_MAX} fit: shorten exit.policy"])
         return text
@@ -65,7 +66,10 @@ class Version:
     @classmethod
     def from_bytes(cls, text: bytes) -> "Version":
         """The version of a text. Raises ValueError, KeyError, TypeError."""
-        value = json.loads(text)
+        try:
+            value = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         return cls(**{**value, "directory": DirectoryRef(**value["directory"])})
 
 

@@ -453,6 +453,8 @@ class _Loader:
             self.problem(f"{name}:{place[1]}" if place else name, f"not TOML: {message}")
         except RecursionError:
             self.problem(name, "not TOML: brackets are nested too deeply")
+        except ValueError:  # the interpreter's own bound on decimal digits
+            self.problem(name, "a number has too many digits")
         return {}
 
     def take_file(self, name: str, lines: Mapping[tuple[str, ...], int], tables: Mapping[str, Any]) -> None:

@@ -35,12 +35,16 @@ class Entry:
 
     def to_bytes(self) -> bytes:
         """The file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"  # a path may hold half of a surrogate pair: JSON's own escape
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Entry":
         """The entry of a file. Raises ValueError, KeyError, TypeError."""
-        value = json.loads(data)
+        try:
+            value = json.loads(data)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         return cls(**{**value, "changes": [Change(**change) for change in value["changes"]]})
 
 

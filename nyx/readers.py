@@ -38,7 +38,7 @@ def integer(low: int, high: int) -> Reader:
         if type(value) is not int:
             raise WrongValueError(f"{show(value)} is not a whole number; allowed: {low} to {high}")
         if not low <= value <= high:
-            raise WrongValueError(f"{value} is {'below' if value < low else 'above'} the range {low} to {high}")
+            raise WrongValueError(f"{show(value)} is {'below' if value < low else 'above'} the range {low} to {high}")
         return value
 
     return Reader(read, "integer", f"{low} to {high}")
@@ -163,7 +163,12 @@ RULES: Final = Reader(_rules, "array of strings", f"at most {RULES_MAX} rules")
 
 def show(value: Any) -> str:
     """A value as a file says it, cut where it is long."""
-    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        text = f'"{value}"' if isinstance(value, str) else str(value)
+    except ValueError:  # the interpreter writes no number of thousands of digits, alone or in a list
+        text = "a value with a number of too many digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

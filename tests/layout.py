@@ -21,6 +21,7 @@ TOP_FILES: Final = {
     "README.md",
     "pyproject.toml",
     "requirements-dev.lock",
+    "requirements-fuzz.lock",
     "requirements.lock",
 }
 

@@ -93,7 +93,7 @@ def _read(value: Any) -> Descriptor:
         version, alias, family, name, identity, link_x25519, link_ek, onion, addresses, flags,
         link_suites, layer_suites, boot_epoch, sequence, valid_from, valid_until, effort,
     ) = cbor.fields(value, *_NAMES)  # fmt: skip
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:  # true and 1.0 are equal to it, and have other encodings
         raise FormError(f"version {str(version)[:20]} is unknown")
     public = _public(identity, link_x25519, link_ek, onion)
     if cbor.octets(name, "node_id", NODE_ID_SIZE) != node_id(public.identity):

@@ -182,7 +182,7 @@ def verify_in_steps(
         _check_signatures(body, signatures, signers, threshold)
         digest = hashlib.sha256(body).digest()
         version, network, epoch, sequence, previous, valid_from, valid_until, entries = cbor.fields(cbor.decode(body), *_NAMES)
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:  # true and 1.0 are equal to it
             raise FormError(f"version {str(version)[:20]} is unknown")
         cbor.integer(sequence, "sequence")
         _check_time(cbor.integer(valid_from, "valid_from"), cbor.integer(valid_until, "valid_until"), wall)

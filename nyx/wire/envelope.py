@@ -4,6 +4,7 @@ Place on a packet's way: none. What stands in the object is defined by `nyx/wire
 """
 
 import json
+import math
 from typing import Any, Final
 
 from nyx.errors import RemoteProtocolError
@@ -22,7 +23,7 @@ def load(message: bytes) -> dict[str, Any]:
     if len(message) > MESSAGE_MAX:
         raise RemoteProtocolError(f"a message of {len(message)} bytes is above {MESSAGE_MAX}")
     try:
-        value = json.loads(message)
+        value = json.loads(message, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise RemoteProtocolError("not JSON") from error
     if not isinstance(value, dict) or value.get("v") != VERSION:
@@ -30,3 +31,11 @@ def load(message: bytes) -> dict[str, Any]:
     if type(value.get("id")) is not int:
         raise RemoteProtocolError("a message needs an integer id")
     return value
+
+
+def _finite(text: str) -> float:
+    """A number that JSON has: Python's reader would take NaN, Infinity and 1e999, which `dump` cannot write."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("not a number of JSON")
+    return number

@@ -252,7 +252,7 @@ def decode_answer(message: bytes) -> Welcome | Refusal:
     try:
         slots, ring, worker, life, ready = (int(value[name]) for name in ("slots", "ring", "worker", "life", "ready"))
         welcome = Welcome(slots, ring, str(value["boot"]), worker, life, ready)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # int(inf) overflows
         raise RemoteProtocolError("the daemon's welcome does not parse") from error
     if not 1 <= welcome.slots <= SLOTS_MAX or not valid_ring(welcome.ring):
         raise RemoteProtocolError("the daemon's welcome gives impossible sizes")
