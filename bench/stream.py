@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import struct
@@ -36,6 +37,7 @@ def source() -> tuple[int, int]:
     if pid:
         listener.close()
         return pid, port
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries a connection's process
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -49,23 +51,28 @@ def source() -> tuple[int, int]:
         connection.close()
 
 
-def connect(port: int, proxy: int | None, timeout: float = 60) -> socket.socket:
-    """A connection to a port of 127.0.0.1, direct or by SOCKS5. Raises ConnectionError, OSError."""
+def connect(port: int, proxy: int | None, timeout: float = 60, user: str | None = None) -> socket.socket:
+    """A connection to a port of 127.0.0.1, direct or by SOCKS5, as a user that isolates. Raises ConnectionError, OSError."""
     stream = socket.create_connection(("127.0.0.1", proxy or port), timeout)
     try:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy:
-            _ask_proxy(stream, port)
+            _ask_proxy(stream, port, user)
     except BaseException:
         stream.close()
         raise
     return stream
 
 
-def _ask_proxy(stream: socket.socket, port: int) -> None:
-    stream.sendall(b"\x05\x01\x00")
-    if stream.recv(2, socket.MSG_WAITALL) != b"\x05\x00":
+def _ask_proxy(stream: socket.socket, port: int, user: str | None) -> None:
+    method = b"\x00" if user is None else b"\x02"
+    stream.sendall(b"\x05\x01" + method)
+    if stream.recv(2, socket.MSG_WAITALL) != b"\x05" + method:
         raise ConnectionError("the proxy closed in the greeting")
+    if user is not None:
+        stream.sendall(bytes((1, len(user))) + user.encode() + b"\x01-")
+        if stream.recv(2, socket.MSG_WAITALL) != b"\x01\x00":
+            raise ConnectionError("the proxy refused the credentials")
     stream.sendall(b"\x05\x01\x00\x01" + socket.inet_aton("127.0.0.1") + struct.pack(">H", port))
     reply = stream.recv(10, socket.MSG_WAITALL)
     if len(reply) != 10 or reply[1]:
@@ -86,10 +93,10 @@ def transfer(port: int, proxy: int | None, size: int) -> float:
         return time.perf_counter() - start
 
 
-def first_byte(port: int, proxy: int | None) -> float:
+def first_byte(port: int, proxy: int | None, user: str | None = None) -> float:
     """Milliseconds from opening the connection to the first byte of the answer."""
     start = time.perf_counter()
-    with connect(port, proxy) as stream:
+    with connect(port, proxy, user=user) as stream:
         stream.sendall(struct.pack(">Q", 1))
         stream.recv(1)
         return 1e3 * (time.perf_counter() - start)
@@ -117,7 +124,8 @@ def children(pid: int) -> list[int]:
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            found.extend(children(int(child)))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                found.extend(children(int(child)))
     return found
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SMALL = {
     "bench.cli": ["--runs", "2"],
+    "bench.compare_tor": ["--circuits", "1,3", "--mib", "2", "--rounds", "1", "--only", "nyx,ssh"],
     "bench.faults": ["--seconds", "3", "--only", "client: worker"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
     "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],
