@@ -510,6 +510,71 @@ class Doctor(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Connected(Document):
+    """A stream that was carried to its end; `way` is sdk or proxy. `opening` and `seconds` follow each other."""
+
+    SCHEMA: ClassVar[str] = "nyx.connected"
+    way: str
+    opening: float  # seconds until it stood
+    seconds: float  # from then to its end
+    bytes_out: int
+    bytes_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A local port and where it leads."""
+
+    address: str
+    port: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forwards(Document):
+    """Local ports that lead through Nyx as long as the command runs."""
+
+    SCHEMA: ClassVar[str] = "nyx.forwards"
+    way: str
+    ports: list[Forwarded]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One process: the cores it kept busy and its resident bytes, null where they cannot be seen."""
+
+    name: str
+    pid: int | None
+    state: str
+    restarts: int
+    cpu: float | None
+    memory: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Top(Document):
+    """What a node did in `seconds`; `rates` are of its counters, a second. Round trips are of links, in seconds."""
+
+    SCHEMA: ClassVar[str] = "nyx.top"
+    alias: str
+    role: str
+    ready: bool
+    stage: str
+    uptime: float
+    seconds: float
+    processes: list[Load]
+    rates: dict[str, float]
+    units: dict[str, str]
+    streams: int
+    circuits: int
+    circuits_ready: int
+    links: int
+    round_trips: list[float]
+    latencies: dict[str, dict[str, float | None]]  # percentiles since the node's start, in seconds
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Schemas(Document):
     """The documents that there are, with their versions."""
 
@@ -531,7 +596,8 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
         ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, ConfigKept, Paths, Version, Keys, Testnet, Demo,
-        Schemas, MonitoringFile, FeedReaders, Event, Doctor, Error,
+        Schemas, MonitoringFile, FeedReaders, Event, Doctor,
+        Connected, Forwards, Top, Error,
     )
 }  # fmt: skip
 

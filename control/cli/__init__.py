@@ -17,13 +17,16 @@ from nyx.errors import ConfigError, NyxError
 
 COMMANDS: Final = {
     "status": "How the node is: state, proxy, health, processes",
+    "connect": "A stream on stdin and stdout, or local ports that lead to targets",
     "circuits": "The circuits through this node, and the hops of its own",
     "streams": "The streams that begin or end here, and why they failed",
     "peers": "The links to other nodes",
     "stats": "Counters, errors by reason and latencies, once or live",
+    "top": "The node live: processes, traffic, latencies, warnings",
     "doctor": "Check the node and its machine, with what to do about each thing found",
     "restart": "Start a worker anew; its streams go on",
     "upgrade": "Run the code that is installed now; streams go on",
+    "events": "What happens at the node, as it happens",
     "feed": "Read the monitoring feed, and say who else may",
     "monitoring": "Rules for Prometheus and a dashboard for Grafana",
     "reload": "Read the configuration and the directory anew, all or nothing",
