@@ -81,6 +81,12 @@ demo: $(RUN) ## a local network of real nodes, one fetch through it, and it stay
 demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
+MAN ?= build/man/man1
+
+.PHONY: man
+man: $(RUN) ## manual pages of nyxctl and each command, into MAN=build/man/man1
+	$(BIN)/nyxctl man --dir $(MAN)
+
 # Where `make install` puts Nyx; DESTDIR is a folder in whose tree a package is built.
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc

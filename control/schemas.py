@@ -575,6 +575,38 @@ class Top(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Bench(Document):
+    """What streams to a target took and carried; `bytes_per_second` is null where nothing was fetched."""
+
+    SCHEMA: ClassVar[str] = "nyx.bench"
+    way: str
+    target: str
+    opens: int
+    open_seconds: dict[str, float]  # min, p50, p90, p99, max
+    fetches: int
+    bytes: int  # of answers, their heads included
+    seconds: float
+    bytes_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manual(Document):
+    """Manual pages that were written."""
+
+    SCHEMA: ClassVar[str] = "nyx.manual"
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion(Document):
+    """A script for a shell."""
+
+    SCHEMA: ClassVar[str] = "nyx.completion"
+    shell: str
+    script: str
+
+
+@dataclass(frozen=True, slots=True)
 class Schemas(Document):
     """The documents that there are, with their versions."""
 
@@ -597,7 +629,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
         ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, ConfigKept, Paths, Version, Keys, Testnet, Demo,
         Schemas, MonitoringFile, FeedReaders, Event, Doctor,
-        Connected, Forwards, Top, Error,
+        Connected, Forwards, Top, Bench, Manual, Completion, Error,
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from nyx.errors import ConfigError, NyxError
 COMMANDS: Final = {
     "status": "How the node is: state, proxy, health, processes",
     "connect": "A stream on stdin and stdout, or local ports that lead to targets",
+    "bench": "Real bytes to a target: times to open streams, throughput",
     "circuits": "The circuits through this node, and the hops of its own",
     "streams": "The streams that begin or end here, and why they failed",
     "peers": "The links to other nodes",
@@ -34,6 +35,8 @@ COMMANDS: Final = {
     "keys": "Make a node's keys, or show its node id",
     "testnet": "A whole network on this machine: up, demo, status, down",
     "paths": "Where Nyx looks and keeps things",
+    "completion": "A script that lets your shell complete commands",
+    "man": "Write manual pages",
     "schema": "The JSON Schema of what --json prints",
     "version": "What is installed",
 }

@@ -195,3 +195,23 @@ def test_events_are_told_as_they_come(control: str) -> None:
             assert line
         people.send_signal(signal.SIGINT)
         assert people.wait(20) == 130
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bench_fetches_real_bytes(control: str, web: str, way: str) -> None:
+    bench = ("--socket", control, "bench", "--via", way, "--json")
+    found = json.loads(nyxctl(*bench, "--opens", "5", "--seconds", "1", f"{web}/blob/300000").stdout)
+    assert (found["schema"], found["way"], found["opens"]) == ("nyx.bench", way, 5)
+    times = found["open_seconds"]
+    assert 0 < times["min"] <= times["p50"] <= times["p90"] <= times["p99"] <= times["max"]
+    assert found["bytes"] >= found["fetches"] > 0
+    assert found["bytes_per_second"] == pytest.approx(found["bytes"] / found["seconds"])
+    found = json.loads(nyxctl(*bench, "--opens", "2", web.removeprefix("http://")).stdout)
+    assert (found["opens"], found["fetches"], found["bytes_per_second"]) == (2, 0, None)
+
+
+def test_a_bench_of_nothing_fails(control: str) -> None:
+    failed = nyxctl("--socket", control, "bench", f"http://127.0.0.1:{free_port()}/", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "refused" in failed.stderr
+    assert nyxctl("bench", "ftp://127.0.0.1/", check=False).returncode == 2
