@@ -68,6 +68,10 @@ lint-imports: $(DEV)
 lint-layout: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
+.PHONY: api
+api: $(DEV) ## make the code and the page of the gRPC API anew from control/api/nyx_v1.proto
+	$(BIN)/python -m control.api.generate
+
 .PHONY: format
 format: $(DEV) ## format and fix what can be fixed without thought
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,13 @@
-"""What the control process tells of itself without being asked: metrics for Prometheus, the feed over ZeroMQ.
+"""What the control process serves beside the admin socket: metrics for Prometheus, the feed over ZeroMQ, the API over gRPC.
 
-Each part is a task beside the admin socket's server, off unless the configuration says otherwise, and none may stop the others.
+Each part is a task of its own, as the configuration says, and none may stop the others.
 """
 
 import asyncio
 import ipaddress
 
+from control.api.run import Api
+from control.feed.watch import Watch
 from control.metrics.server import MetricsServer
 from control.pages import Pages
 from control.service import Service, address_text
@@ -15,17 +17,23 @@ from nyx.config import Config
 def start(config: Config, service: Service, pages: Pages) -> list[asyncio.Task[None]]:
     """Start what the configuration asks for; the tasks are cancelled at the end."""
     tasks = []
+    watch = Watch(service, pages, config.monitor.interval)
     if config.metrics.listen:
         tasks.append(asyncio.create_task(_metrics(config.metrics.listen, service, pages).run()))
     if config.monitor.feed or config.monitor.listen:
-        tasks.append(asyncio.create_task(_feed(config, service, pages)))
+        tasks.append(asyncio.create_task(_feed(config, service, watch)))
+    if config.api.enabled or config.api.listen:
+        api = Api(config, service, pages, watch)
+        service.notices.append(lambda: api.problem)
+        tasks.append(asyncio.create_task(api.run()))
+    tasks.append(asyncio.create_task(watch.ended()))
     return tasks
 
 
-async def _feed(config: Config, service: Service, pages: Pages) -> None:
+async def _feed(config: Config, service: Service, watch: Watch) -> None:
     from control.feed.publisher import Publisher  # with ZeroMQ: only where it is used
 
-    publisher = Publisher(config, service, pages)
+    publisher = Publisher(config, service, watch)
     service.notices.append(lambda: publisher.problem)
     await publisher.run()
 

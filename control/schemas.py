@@ -204,12 +204,13 @@ class Peers(Document):
 
 @dataclass(frozen=True, slots=True)
 class Closed(Document):
-    """A circuit was closed on demand."""
+    """A circuit, or one stream on it, was closed on demand."""
 
     SCHEMA: ClassVar[str] = "nyx.closed"
     alias: str
     worker: int
     circuit: int
+    stream: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

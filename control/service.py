@@ -53,6 +53,7 @@ class Service:
             "streams": self._streams,
             "peers": self._peers,
             "close_circuit": self._close_circuit,
+            "close_stream": self._close_stream,
             "restart": self._restart,
             "upgrade": self._upgrade,
         }
@@ -159,18 +160,24 @@ class Service:
         return schemas.Peers(self._config.node.alias, rows, silent)
 
     async def _close_circuit(self, args: Args) -> schemas.Document:
-        worker, circuit = args.get("worker"), args.get("circuit")
-        if type(worker) is not int or type(circuit) is not int:
-            raise Refusal("bad_request", "worker and circuit must be numbers")
+        worker, circuit = _number(args, "worker"), _number(args, "circuit")
+        await self._tell(worker, Op.CLOSE_CIRCUIT, {"circuit": circuit})
+        return schemas.Closed(self._config.node.alias, worker, circuit)
+
+    async def _close_stream(self, args: Args) -> schemas.Document:
+        worker, circuit, stream = (_number(args, name) for name in ("worker", "circuit", "stream"))
+        await self._tell(worker, Op.CLOSE_STREAM, {"circuit": circuit, "stream": stream})
+        return schemas.Closed(self._config.node.alias, worker, circuit, stream)
+
+    async def _tell(self, worker: int, op: Op, args: Args) -> None:
         if not 0 <= worker < len(self._channels):
             raise Refusal("not_found", f"there is no worker {worker}")
         try:
-            await self._channels[worker].ask(Op.CLOSE_CIRCUIT, {"circuit": circuit})
+            await self._channels[worker].ask(op, args)
         except WorkerRefusedError as error:
             raise Refusal("not_found", str(error)) from error
         except WorkerSilentError as error:
             raise Refusal("timeout", str(error)) from error
-        return schemas.Closed(self._config.node.alias, worker, circuit)
 
     async def _order(self, order: Order, args: Args, deadline: float) -> dict[str, Any]:
         if self._supervisor is None:
@@ -203,6 +210,13 @@ class Service:
             drained=bool(data.get("drained")),
             changes=[str(text) for text in data.get("changes", [])],
         )
+
+
+def _number(args: Args, name: str) -> int:
+    value = args.get(name)
+    if type(value) is not int:
+        raise Refusal("bad_request", f"{name} must be a number")
+    return value
 
 
 def _latency(histogram: Histogram) -> schemas.Latency:

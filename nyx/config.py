@@ -23,6 +23,7 @@ from nyx.readers import (
     BOOLEAN,
     COUNT,
     ENDPOINT,
+    FILE,
     LISTEN,
     PATH,
     RULES,
@@ -145,6 +146,18 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """[api]: the gRPC API; `listen` is where it is served by TCP, to clients with a certificate or a token, or None for off."""
+
+    enabled: bool
+    listen: tuple[str, int] | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    client_ca: Path | None
+    token_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete, checked configuration; `origins` says for every key ("path.hops") where its value comes from."""
 
@@ -159,6 +172,7 @@ class Config:
     suite: SuiteConfig
     metrics: MetricsConfig
     monitor: MonitorConfig
+    api: ApiConfig
     log: Style
     origins: Mapping[str, str]
 
@@ -171,6 +185,11 @@ class Config:
     def sdk_socket(self) -> Path:
         """Unix socket of the applications that use nyx.sdk."""
         return self.node.run_dir / "sdk.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        """Unix socket of the gRPC API."""
+        return self.node.run_dir / "api.sock"
 
     @property
     def key_file(self) -> Path:
@@ -277,6 +296,12 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("monitor.feed", BOOLEAN, default=False, about="publish the monitoring feed at feed.sock in node.run_dir"),
     Key("monitor.listen", ENDPOINT, "off", 'the feed by TCP with CURVE, address and port like "0.0.0.0:9752", or "off"', "text"),
     Key("monitor.interval", integer(1, 3600), 2, "seconds between two looks that are published"),
+    Key("api.enabled", BOOLEAN, default=True, about="serve the gRPC API to this node's user on run_dir/api.sock"),
+    Key("api.listen", ENDPOINT, "off", 'the API by TCP, address and port like "127.0.0.1:9753", or "off"', "text"),
+    Key("api.tls_cert", FILE, "", "certificate chain of the API by TCP, PEM", "text"),
+    Key("api.tls_key", FILE, "", "its private key, PEM", "text"),
+    Key("api.client_ca", FILE, "", "who signs the certificates that clients of the API by TCP must have, PEM", "text"),
+    Key("api.token_file", FILE, "", "file with the token that clients of the API by TCP must send", "text"),
     Key("log.format", choice(*FORMATS), "text", "text, json (an object a line) or journald (its own fields)", "text"),
     Key("log.level", choice(*LEVELS), "info", "debug, info, warning or error", "text"),
     Key("log.scrub", BOOLEAN, default=True, about="take addresses, host names, node ids and keys out of the log"),
@@ -302,7 +327,7 @@ _LIVE: Final = {
 _BY_NAME: Final = {key.name: key for key in KEYS}
 keep(_BY_NAME)
 _SECTIONS: Final = tuple(dict.fromkeys(key.name.partition(".")[0] for key in KEYS))
-_PATHS: Final = ("node.state_dir", "node.run_dir", "directory.file")
+_PATHS: Final = tuple(key.name for key in KEYS if key.read in (PATH, FILE))
 
 
 def load(
@@ -432,6 +457,7 @@ class _Loader:
             SuiteConfig(**groups["suite"]),
             MetricsConfig(**groups["metrics"]),
             MonitorConfig(**groups["monitor"]),
+            ApiConfig(**groups["api"]),
             Style(**groups["log"]),
             {key.name: self.raw[key.name][1] if key.name in self.raw else "built in" for key in KEYS},
         )
@@ -487,7 +513,7 @@ class _Loader:
             except WrongValueError as error:
                 self.problem(origin, f"{key.name}: {error}")
         for name in _PATHS:
-            if name in values:
+            if values.get(name) is not None:
                 home, rest = self.environ.get("HOME", ""), values[name].parts[1:]
                 values[name] = self.folder / (Path(home, *rest) if home and values[name].parts[:1] == ("~",) else values[name])
         return values
@@ -509,9 +535,28 @@ class _Loader:
             wrong(
                 "metrics.listen", f"{metrics[0]} is not a loopback address; whoever reaches it reads: metrics.allow_remote = true"
             )
+        for key, text in _wrong_api(values):
+            wrong(key, text)
         run_dir = values.get("node.run_dir")
         if run_dir and len(str(run_dir / "control.sock").encode()) > SOCKET_PATH_MAX:
             wrong("node.run_dir", f"{run_dir} is too long: a socket's path has at most {SOCKET_PATH_MAX} bytes")
+
+
+def _wrong_api(values: Values) -> list[tuple[str, str]]:
+    """What cannot work, or would let anybody in, among the keys of the API by TCP."""
+    listen, cert, key, ca, token = (
+        values.get(f"api.{name}") for name in ("listen", "tls_cert", "tls_key", "client_ca", "token_file")
+    )
+    found = []
+    if bool(cert) != bool(key):
+        found.append(("api.tls_cert", "api.tls_cert and api.tls_key need each other"))
+    if ca and not cert:
+        found.append(("api.client_ca", "needs api.tls_cert and api.tls_key"))
+    if listen and not ca and not token:
+        found.append(("api.listen", "anybody who reaches it could command this node: set api.client_ca or api.token_file"))
+    if listen and not cert and not is_loopback(listen):
+        found.append(("api.listen", f"{listen[0]} is not a loopback address: a token needs api.tls_cert and api.tls_key there"))
+    return found
 
 
 def _suggest_key(key: str) -> str:

@@ -92,6 +92,10 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def _file(value: Any) -> Path | None:
+    return _path(value) if _text(value, "a path") else None
+
+
 def _endpoint(value: Any) -> tuple[str, int] | None:
     if _text(value, 'text like "127.0.0.1:9750"') == "off":
         return None
@@ -154,6 +158,7 @@ ALIAS: Final = Reader(_alias, "string", "1 to 32 letters, digits, - and _")
 USER: Final = Reader(_user, "string", "the name of a user, or empty")
 ADDRESS: Final = Reader(_address, "string", "a numeric IPv4 or IPv6 address")
 PATH: Final = Reader(_path, "string", "a path, counted from the file's folder")
+FILE: Final = Reader(_file, "string", "a path, counted from the file's folder, or empty")
 LISTEN: Final = Reader(_listen, "string", 'a loopback address and port, or "off"')
 ENDPOINT: Final = Reader(_endpoint, "string", 'a numeric address and port, or "off"')
 COUNT: Final = Reader(_count, "integer or string", '1 to 4, or "auto"')

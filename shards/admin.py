@@ -72,6 +72,8 @@ class Admin:
             return admin.answer_rows(request.id, "streams", self._streams(now, show=bool(request.args.get("show_targets"))))
         if request.op is admin.Op.PEERS:
             return admin.answer_rows(request.id, "peers", [self._peer(link) for link in worker.links.all()])
+        if request.op is admin.Op.CLOSE_STREAM:
+            return [self._close_stream(request, now).encode()]
         return [self._close(request).encode()]
 
     def _status(self) -> dict[str, Any]:
@@ -143,4 +145,12 @@ class Admin:
         if int(rows[number]["role"]) != ROLE_CLIENT:
             return admin.Answer(request.id, error=f"circuit {number} is not this node's own")
         self._worker.desk.end_row(number, DestroyReason.NONE)
+        return admin.Answer(request.id, {"closed": True})
+
+    def _close_stream(self, request: admin.Request, now: int) -> admin.Answer:
+        circuit, number = request.args.get("circuit"), request.args.get("stream")
+        held = np.flatnonzero(self._worker.batch.circuit_of == circuit + 1) if type(circuit) is int and circuit >= 0 else ()
+        if type(number) is not int or not any(self._worker.edge.close_stream(int(row), number, now) for row in held):
+            where = f"circuit {circuit} of worker {self._worker.context.index}"
+            return admin.Answer(request.id, error=f"no stream {number} stands on {where}")
         return admin.Answer(request.id, {"closed": True})

@@ -3,6 +3,8 @@
 ready, not_ready       `text`: the stage
 worker_restarted       `worker`, `count`: how often since the look before
 control_restarted      `count`: how often since the node's start; said once, by the new control process
+reloaded               `count`: the version of the configuration in force
+upgraded               `count`: how often the node replaced its code since the look before
 links_opened, links_closed, circuits_closed     `count`
 warning_set, warning_cleared    `text`, with addresses and names taken out
 too_long               `text`: a topic whose document found no room in a message

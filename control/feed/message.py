@@ -32,13 +32,15 @@ class Numbering:
         self._seq = dict.fromkeys(TOPICS, 0)
         self.last: dict[str, bytes] = {}
 
-    def make(self, document: Document) -> tuple[str, bytes]:
-        """Topic and body of the next message. Raises ValueError when it is too long."""
+    def make(self, document: Document, number: int | None = None, at: float | None = None) -> tuple[str, bytes]:
+        """Topic and body of the next message, or of the one of this number and time. Raises ValueError when it is too long."""
         topic = topic_of(document)
-        head = {"topic": topic, "node": self._node, "life": self._life, "seq": self._seq[topic] + 1, "time": self._clock()}
+        number = number or self._seq[topic] + 1
+        at = self._clock() if at is None else at
+        head = {"topic": topic, "node": self._node, "life": self._life, "seq": number, "time": at}
         body = json.dumps(head | {"data": document.to_json()}, separators=(",", ":")).encode()
         if len(body) > MESSAGE_MAX:
             raise ValueError(f"{topic} has {len(body)} bytes")
-        self._seq[topic] += 1
+        self._seq[topic] = number
         self.last[topic] = body
         return topic, body

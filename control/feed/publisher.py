@@ -1,4 +1,4 @@
-"""The feed's loop: look at the node, publish what it is and what happened, and repeat the last of each topic for newcomers.
+"""The feed's loop: publish what each look at the node found, and repeat the last of each topic for newcomers.
 
 It runs as a task of the control process and does a bounded amount of work in each turn; nothing it does waits for a subscriber.
 """
@@ -6,19 +6,18 @@ It runs as a task of the control process and does a bounded amount of work in ea
 import asyncio
 import dataclasses
 import logging
-import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import zmq
 
 from control.feed import keys
-from control.feed.events import Look, between, look
 from control.feed.message import Numbering, topic_of
 from control.feed.sockets import Doorman, Endpoint, local, remote
-from control.pages import Pages
-from control.schemas import Document, Event
+from control.feed.watch import Told, Watch
+from control.schemas import Document, Event, Status
 from control.service import Service
 from nyx.config import Config
 from nyx.errors import ConfigError
@@ -33,23 +32,26 @@ _log: Final = logging.getLogger(__name__)
 class Publisher:
     """One life of the feed. `problem` says why it is not published, where it is not."""
 
-    def __init__(self, config: Config, service: Service, pages: Pages) -> None:
+    def __init__(self, config: Config, service: Service, watch: Watch) -> None:
         self._config = config
         self._service = service
-        self._pages = pages
-        self._numbering = Numbering(config.node.alias, secrets.token_hex(8), time.time)
+        self._watch = watch
+        self._numbering = Numbering(config.node.alias, watch.life, time.time)
         self._endpoints: list[Endpoint] = []
         self._doorman: Doorman | None = None
-        self._before: Look | None = None
         self.problem: str | None = None
 
     async def run(self) -> None:
         """Publish until cancelled."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._watch.listeners.append(self._tell)
+        self._watch.start()
         try:
             while not self._open(context):  # noqa: ASYNC110  nothing tells when a port becomes free
                 await asyncio.sleep(RETRY)
-            await self._turns()
+            while True:
+                self._serve()
+                await asyncio.sleep(TURN)
         finally:
             self._close()
             context.term()
@@ -83,15 +85,6 @@ class Publisher:
             self._doorman.close()
             self._doorman = None
 
-    async def _turns(self) -> None:
-        due = time.monotonic()
-        while True:
-            self._serve()
-            if time.monotonic() >= due:
-                due = time.monotonic() + self._config.monitor.interval
-                await self._look()
-            await asyncio.sleep(TURN)
-
     def _serve(self) -> None:
         """Let readers in, and give newcomers the last of what they want."""
         if self._doorman:
@@ -100,21 +93,27 @@ class Publisher:
             for topic in endpoint.joined() & self._numbering.last.keys():
                 endpoint.send(topic, self._numbering.last[topic])
 
-    async def _look(self) -> None:
-        status = await self._service.status()
-        now = look(status, self._pages)
-        for event in between(self._before, now):
-            self.publish(event)
-        self._before = now
+    async def _tell(self, status: Status, told: Sequence[Told]) -> None:
+        """Publish what a look found."""
+        for event in told:
+            self._event(event)
         self.publish(dataclasses.replace(status, warnings=[scrub(text) for text in status.warnings]))
         self.publish(await self._service.handle("stats", {}))
 
-    def publish(self, document: Document) -> None:
-        """Send a document to everybody who subscribed to its topic."""
+    def _event(self, told: Told) -> None:
         try:
-            topic, body = self._numbering.make(document)
+            self._send(*self._numbering.make(told.event, told.sequence, told.time))
         except ValueError:
-            topic, body = self._numbering.make(Event("too_long", text=topic_of(document)))
+            self._event(self._watch.add(Event("too_long", text=topic_of(told.event))))
+
+    def publish(self, document: Document) -> None:
+        """Send a document to everybody who subscribed to its topic; of one that is too long, word."""
+        try:
+            self._send(*self._numbering.make(document))
+        except ValueError:
+            self._event(self._watch.add(Event("too_long", text=topic_of(document))))
+
+    def _send(self, topic: str, body: bytes) -> None:
         for endpoint in self._endpoints:
             endpoint.send(topic, body)
 

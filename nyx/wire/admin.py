@@ -18,6 +18,7 @@ Lists are cut into answers of at most MESSAGE_MAX bytes under the same id; all b
 | streams       | show_targets: bool (default false)    | {"streams": [StreamRow]}      |
 | peers         | none                                  | {"peers": [PeerRow]}          |
 | close_circuit | circuit: int, as numbered in circuits | {"closed": true}              |
+| close_stream  | circuit, stream: int, as in streams   | {"closed": true}              |
 | prepare       | version: int, staged in shared memory | {"version": int}: ready to run |
 
 What a relay cannot know is null, what it must not tell is null too: hops are given for this node's own circuits only, a target
@@ -44,6 +45,7 @@ class Op(StrEnum):
     STREAMS = "streams"
     PEERS = "peers"
     CLOSE_CIRCUIT = "close_circuit"
+    CLOSE_STREAM = "close_stream"
     PREPARE = "prepare"
 
 
@@ -127,7 +129,7 @@ class CircuitRow(TypedDict):
 class StreamRow(TypedDict):
     """One stream that begins or ends here."""
 
-    id: int  # local number, unique within the worker
+    id: int  # number on its circuit
     worker: int
     circuit: int | None
     role: str  # Role: client or last

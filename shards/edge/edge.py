@@ -322,6 +322,15 @@ class Edge:
         found.extend(_describe_failure(failure, now, show_targets) for failure in self.table.failures)
         return found
 
+    def close_stream(self, connection: int, number: int, now: int) -> bool:
+        """Reset a stream on demand; False where none of this number stands on the connection."""
+        rows = self._rows
+        for row in np.flatnonzero((rows["connection"] == connection) & (rows["id"] == number)).tolist():
+            if self.table.state(row) == edge.OPEN:
+                self._pumps_of(row).abort(row, Reason.CANCELLED, now)
+                return True
+        return False
+
     def _is_failure(self, row: int) -> bool:
         return bool(self.table.rows[row]["reason"])
 
