@@ -51,10 +51,11 @@ class Front:
                 await server.serve_forever()
         finally:
             listener.close()
-            self._clear()
-            with contextlib.suppress(OSError):
-                if self._path.stat().st_ino == mine:  # another life may have its own there by now
+            with contextlib.suppress(OSError):  # another life may have its own there by now
+                if self._path.stat().st_ino == mine:
                     self._path.unlink()
+                self._inner.unlink(missing_ok=True)
+                self._inner.parent.rmdir()
 
     def _clear(self) -> None:
         """An empty folder for gRPC's socket: a life that was killed left its own."""
