@@ -538,7 +538,7 @@ class _Loader:
         for key, text in _wrong_api(values):
             wrong(key, text)
         run_dir = values.get("node.run_dir")
-        if run_dir and len(str(run_dir / "control.sock").encode()) > SOCKET_PATH_MAX:
+        if run_dir and len(bytes(run_dir / "control.sock")) > SOCKET_PATH_MAX:
             wrong("node.run_dir", f"{run_dir} is too long: a socket's path has at most {SOCKET_PATH_MAX} bytes")
 
 
