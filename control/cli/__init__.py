@@ -18,6 +18,7 @@ from nyx.errors import ConfigError, NyxError
 COMMANDS: Final = {
     "status": "How the node is: state, proxy, health, processes",
     "connect": "A stream on stdin and stdout, or local ports that lead to targets",
+    "run": "Run an application that reaches nothing but Nyx",
     "bench": "Real bytes to a target: times to open streams, throughput",
     "circuits": "The circuits through this node, and the hops of its own",
     "streams": "The streams that begin or end here, and why they failed",
@@ -40,6 +41,7 @@ COMMANDS: Final = {
     "schema": "The JSON Schema of what --json prints",
     "version": "What is installed",
 }
+_MODULES: Final = {"run": "confine"}  # where the module has another name than the command
 
 
 class _Commands(click.Group):
@@ -53,7 +55,8 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"control.cli.{cmd_name}").command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: click.Command = importlib.import_module(f"control.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

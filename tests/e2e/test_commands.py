@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,3 +218,76 @@ def test_a_bench_of_nothing_fails(control: str) -> None:
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "refused" in failed.stderr
     assert nyxctl("bench", "ftp://127.0.0.1/", check=False).returncode == 2
+
+
+# ---------------------------------------------------------------- run
+
+
+def _namespaces() -> bool:
+    return subprocess.run(["unshare", "-Urnm", "true"], capture_output=True, check=False).returncode == 0
+
+
+confined = pytest.mark.skipif(not shutil.which("unshare") or not _namespaces(), reason="needs user namespaces")
+
+
+def confine(control: str, *application: str) -> subprocess.CompletedProcess[str]:
+    return nyxctl("--socket", control, "run", "--", *application, check=False)
+
+
+@confined
+def test_a_confined_application_reaches_targets_through_nyx(control: str, web: str) -> None:
+    fetch = ("curl", "-sS", "--max-time", "30", "-o", "/dev/null", "-w", "%{size_download}")
+    found = confine(control, *fetch, f"{web}/blob/300000")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "300000", "")
+    many = f"for i in 1 2 3 4 5 6; do curl -sS --max-time 30 {web}/blob/50000 | wc -c & done; wait"
+    assert confine(control, "sh", "-c", many).stdout.split() == ["50000"] * 6
+
+
+@confined
+def test_a_confined_application_reaches_nothing_else(control: str, web: str) -> None:
+    direct = ("curl", "-sS", "--noproxy", "*", "--max-time", "5")
+    assert (
+        subprocess.run([*direct, f"{web}/blob/10"], capture_output=True, check=False).returncode == 0
+    )  # from outside it is there
+    assert confine(control, *direct, f"{web}/blob/10").returncode == 7
+    assert confine(control, *direct, "http://example.org/").returncode == 6  # the name is found by nobody
+    look = "import socket; print([name for _, name in socket.if_nameindex()]); print(open('/etc/resolv.conf').read())"
+    assert confine(control, sys.executable, "-c", look).stdout.split() == ["['lo']"]
+    names = confine(control, "sh", "-c", "echo $ALL_PROXY $https_proxy; echo $NO_PROXY$no_proxy")
+    assert names.stdout == "socks5h://127.0.0.1:9750 socks5h://127.0.0.1:9750\n\n"
+
+
+@confined
+def test_a_confined_application_decides_the_exit_code(control: str) -> None:
+    assert confine(control, "sh", "-c", "exit 7").returncode == 7
+    assert confine(control, "sh", "-c", "kill -9 $$").returncode == 137
+    missing = confine(control, "no-such-program")
+    assert (missing.returncode, missing.stderr) == (127, "there is no program 'no-such-program'\n")
+    assert confine(control, "/").returncode == 126
+
+
+@confined
+def test_a_confined_application_ends_with_nyxctl(control: str) -> None:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        with running("--socket", control, "run", "--", "sh", "-c", "echo $$; exec sleep 100") as process:
+            assert process.stdout is not None
+            pid = int(process.stdout.readline())
+            assert Path(f"/proc/{pid}").exists()
+            process.send_signal(number)
+            assert process.wait(20) == code
+            until = time.monotonic() + 20
+            while Path(f"/proc/{pid}").exists():
+                assert time.monotonic() < until
+
+
+@confined
+def test_where_namespaces_are_not_allowed_it_says_so(control: str) -> None:
+    command = (
+        f"echo 0 > /proc/sys/user/max_user_namespaces; exec {sys.executable} -c {shlex.quote(CODE)} --socket {control} run true"
+    )
+    found = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", command],
+        env=command_environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 5, found.stderr
+    assert "lets no user make namespaces" in found.stderr
