@@ -13,12 +13,14 @@ Source: Linux unix(7) "SCM_RIGHTS".
 """
 
 import contextlib
-import fcntl
+import itertools
 import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Final
+
+from shards.process import open_descriptors
 
 RESTART: Final = b"restart"
 DRAIN: Final = b"drain"
@@ -49,28 +51,53 @@ def send(end: socket.socket, descriptors: Iterable[int]) -> None:
 
 
 def receive(end: socket.socket) -> dict[int, int]:
-    """Number there -> number here, until END or the other end is gone. What came is the caller's to close."""
+    """Number there -> number here, until END or the other end is gone. What came is the caller's to close.
+
+    Where the system has no room for all of a message's descriptors, it delivers the first ones: the others are lost.
+    """
     found: dict[int, int] = {}
     with contextlib.suppress(OSError, ValueError):
         while True:
             message, descriptors, _, _ = socket.recv_fds(end, _BYTES, _A_MESSAGE)
             if message in (END, b""):
                 break
-            found |= dict(zip(json.loads(message), descriptors, strict=True))
+            found |= dict(zip(json.loads(message), descriptors, strict=False))
     return found
 
 
 def place(received: Mapping[int, int], own: int) -> int:
     """Put descriptors where they were; `own`, which may stand in the way, moves. Returns its new number.
 
-    Only in a fresh process whose other descriptors are those that both keepers share.
+    Only in a fresh process whose other descriptors are those that both keepers share. One number more than these have is
+    enough: a table that is nearly full goes over whole.
     """
-    above = max([*received, *received.values(), own]) + 1
-    moved = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for target, fd in received.items()}
-    kept = fcntl.fcntl(own, fcntl.F_DUPFD_CLOEXEC, above)
-    for fd in {*received.values(), own}:
-        os.close(fd)
-    for target, fd in moved.items():
-        os.dup2(fd, target, inheritable=False)
-        os.close(fd)
+    source = {target: fd for target, fd in received.items() if target != fd}
+    kept = _move(own, _spare(received)) if own in received else own
+    heirs = {fd: target for target, fd in source.items()}
+    for target in [target for target in source if target not in heirs]:
+        _follow(source, target)
+    while source:  # rings: each stands where another belongs
+        target = next(iter(source))
+        source[heirs[target]] = _move(target, _spare(received))
+        _follow(source, target)
     return kept
+
+
+def _follow(source: dict[int, int], target: int) -> None:
+    """Fill a free place, then the place that became free by that, and so on."""
+    while target in source:
+        fd = source.pop(target)
+        _move(fd, target)
+        target = fd
+
+
+def _move(fd: int, target: int) -> int:
+    os.dup2(fd, target, inheritable=False)
+    os.close(fd)
+    return target
+
+
+def _spare(wanted: Mapping[int, int]) -> int:
+    """A number that is free and nobody's place."""
+    taken = open_descriptors() | set(wanted)
+    return next(number for number in itertools.count() if number not in taken)
