@@ -8,13 +8,13 @@ DRAINING    workers take nothing new; when what is open has ended, or the time i
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nyx.errors import NyxError
 from nyx.wire.orders import Message
-from shards import handover, upgrade
+from shards import upgrade
 from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch
 
@@ -52,6 +52,7 @@ class Replacement:
         orders: Orders,
         ends: Mapping[int, "socket.socket"],
         children: Sequence[Child],
+        drain: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._held = held
@@ -59,6 +60,7 @@ class Replacement:
         self._orders = orders
         self._ends = ends
         self._children = children
+        self._drain = drain
         self._preflight: _Preflight | None = None
         self._drain_until = 0.0
 
@@ -112,8 +114,7 @@ class Replacement:
             raise OrderRefusedError("what runs cannot be kept: " + "; ".join(changes))
         self._orders.answer(preflight.order, {"drained": True, "changes": changes})
         self._drain_until = time.monotonic() + preflight.drain
-        for end in self._ends.values():
-            end.send(handover.DRAIN)
+        self._drain()
 
     def _end_descriptors(self) -> list[int]:
         return [end.fileno() for end in self._ends.values()]

@@ -136,7 +136,7 @@ class Supervisor:
             Order.RELOAD_ENDS: self._reload_ends,
         }
         self._orders = Orders(self.held.sockets["orders"][0], table)
-        self._replacement = Replacement(plan, self.held, self.watch, self._orders, self._ends, self._children)
+        self._replacement = Replacement(plan, self.held, self.watch, self._orders, self._ends, self._children, self._drain)
         self._adopted = state is not None
         if state is not None:
             self._adopt_children(state)
@@ -186,14 +186,14 @@ class Supervisor:
 
         def start() -> int:
             ours, theirs = handover.make_pair()
-            received = self._received.pop(index, {})
+            received = self._received.get(index, {})
             self._ends[index] = ours
             self.held.lend(index)
             pid = fork()
             if pid == 0:
                 keep(context, self.plan.main, self._pid, theirs, received)
             theirs.close()
-            for fd in received.values():
+            for fd in self._received.pop(index, {}).values():
                 os.close(fd)
             return pid
 
@@ -359,6 +359,14 @@ class Supervisor:
             else:
                 continue
             self._awaited.remove(awaited)
+
+    def _drain(self) -> None:
+        """Let nobody take anything new: not the workers that run, nor those of keepers that are started from here on."""
+        for context in self._contexts:
+            context.draining = True
+        for end in self._ends.values():
+            with contextlib.suppress(OSError):  # this keeper is dead: the next one knows
+                end.send(handover.DRAIN)
 
     def _upgrade(self, order: Message) -> None:
         self._replacement.begin(order)

@@ -15,14 +15,14 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from nyx import __version__
 from nyx.columns import Column
 from nyx.config import Config
 from nyx.errors import NyxError
 from shards.holdings import layout_digests, memory_layouts
-from shards.process import WATCHED, package_environment
+from shards.process import WATCHED, default_signals, die_with, fork, package_environment
 
 VARIABLE: Final = "NYX_UPGRADE"  # number of the memfd that the image before left
 PLAN_MAX: Final = 1 << 20  # bytes of a preflight's output that are read
@@ -65,11 +65,9 @@ class Preflight:
     def start(cls, command: Sequence[str]) -> "Preflight":
         """Start it. Raises OSError."""
         output = os.memfd_create("nyx-plan", os.MFD_CLOEXEC)
-        actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-        environment = {key: value for key, value in package_environment().items() if key != VARIABLE}
-        pid = os.posix_spawn(
-            sys.executable, list(command), environment, file_actions=actions, setsigmask=[], setsigdef=sorted(WATCHED)
-        )
+        supervisor, pid = os.getpid(), fork()
+        if pid == 0:
+            _try(command, output, supervisor)
         return cls(pid, output)
 
     def kill(self) -> None:
@@ -89,6 +87,21 @@ class Preflight:
                 return plan
         why = text.strip()[-_WHY_MAX:] or "it said nothing"
         raise NyxError(f"the new version does not start here, nothing was changed: {why}")
+
+
+def _try(command: Sequence[str], output: int, supervisor: int) -> NoReturn:
+    """Become the new code, in a fresh child. Whoever asked is dead: so is this."""
+    try:
+        die_with(supervisor)
+        default_signals()
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        environment = {key: value for key, value in package_environment().items() if key != VARIABLE}
+        os.execve(sys.executable, list(command), environment)  # noqa: S606 (a list of arguments, no shell)
+    except BaseException as error:  # noqa: BLE001 (the last frame of a forked process)
+        os.write(output, f"it cannot be executed: {error}".encode())
+    finally:
+        os._exit(1)
 
 
 def replace(command: Sequence[str], state: Mapping[str, Any], descriptors: Sequence[int]) -> None:

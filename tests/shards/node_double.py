@@ -2,7 +2,8 @@
 
 As a program: `python -m tests.shards.node_double CONFIG`. Worker: a packet with byte 12 = 1 is counted in the worker's columns,
 one with 2 is answered with the count, the life and the pid; a connection to the proxy is kept in the columns and echoed, over
-deaths. Control: a connection to the control socket is answered with the node's rows and what each worker said on its channel.
+deaths. Control: a connection to the control socket is answered with the node's rows and what each worker said on its channel; one
+that says "upgrade" orders that, and is answered by the supervisor. The new code would drain; of the node "patient" it never ends.
 """
 
 import json
@@ -22,7 +23,8 @@ from nyx.errors import NyxError
 from nyx.path.directory import Snapshot
 from nyx.stats import Counter, node_columns, statistics_columns, statistics_row
 from nyx.wire.geometry import PACKET_SIZE, PACKET_TYPE
-from shards.context import WorkerContext
+from nyx.wire.orders import Message, Order
+from shards.context import Asked, WorkerContext
 from shards.memory import Memory
 from shards.poller import Poller, drain
 from shards.pool import Pool
@@ -32,6 +34,8 @@ from shards.udp import Udp
 
 COUNT, QUERY, CRASH = 1, 2, 3
 FD, COUNTED, SWEPT = 0, 1, 2  # words of the double's column
+OTHER = """print('{"release": "other", "memory": {}, "kept": {}}')"""
+PATIENT = "import time; time.sleep(600)"
 
 
 def columns(_config: Config) -> list[Column]:
@@ -53,11 +57,14 @@ def worker(context: WorkerContext) -> int:
         poller.register(sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
     if words[FD]:
         poller.register(int(words[FD]) - 1, select.EPOLLIN)
+    context.shared["node_workers"]["load"][context.index] = 1
     context.ready()
     while True:
         ready = set(poller.fds[: poller.wait(-1)].tolist())
         if context.stop in ready:
-            return 0
+            if context.asked is not Asked.NOTHING:
+                return 0
+            drain(context.stop)
         if udp.fileno() in ready:
             serve_packets(context, udp, words, row)
         if context.control.fileno() in ready:
@@ -86,7 +93,7 @@ def serve_packets(context: WorkerContext, udp: Udp, words: Any, row: Any) -> Non
             os._exit(3)
         elif kind == QUERY:
             said = {"index": context.index, "count": int(words[COUNTED]), "life": context.life, "pid": os.getpid()}
-            said["swept"] = int(words[SWEPT])
+            said["swept"], said["draining"] = int(words[SWEPT]), context.draining
             udp.send_raw(udp.source(k), json.dumps(said).encode().ljust(PACKET_SIZE))
     udp.pool.give(udp.slots[:n])
 
@@ -98,9 +105,14 @@ def control() -> None:
     node = Memory.attach(given["node"], node_columns(count), writable=False).columns
     admin = socket.socket(fileno=given["admin"])
     channels = [socket.socket(fileno=fd) for fd in given["workers"]]
+    orders = socket.socket(fileno=given["supervisor"])
     while True:
         asker, _ = admin.accept()
-        asker.recv(100)
+        if asker.recv(100) == b"upgrade":
+            orders.send(Message(1, Order.UPGRADE, {"drain": 600}).encode())
+            asker.sendall(orders.recv(4096))
+            asker.close()
+            continue
         said = []
         for channel in channels:
             channel.send(b"who are you")
@@ -129,6 +141,8 @@ def main(file: Path) -> int:
         control=command,
         entropy=os.urandom,
         wall=int(time.time()),
+        command=sys.orig_argv,
+        preflight=[sys.executable, "-c", PATIENT if config.node.alias == "patient" else OTHER],
     )
     try:
         Supervisor(plan).run(lambda line: print(line, flush=True))

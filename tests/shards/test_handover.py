@@ -1,9 +1,8 @@
-"""Descriptors that go from one keeper to the next: each under its number, whatever stands there, in a table that is nearly full."""
+"""Descriptors that go from one keeper to the next: each under its number, also in a table that is nearly full."""
 
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 from pathlib import Path

@@ -75,16 +75,24 @@ class Running:
         assert line.startswith("READY"), self.process.communicate()
         return line
 
+    def upgrade(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """Order it; what the supervisor answers. Raises TimeoutError."""
+        found: dict[str, Any] = json.loads(self.say(b"upgrade", patience))
+        return found
+
     def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.say(b"say", PATIENCE))
+        return found
+
+    def say(self, what: bytes, patience: float) -> bytes:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(PATIENCE)
+            sock.settimeout(patience)
             sock.connect(str(self.folder / "control.sock"))
-            sock.sendall(b"say")
+            sock.sendall(what)
             data = b""
             while piece := sock.recv(4096):
                 data += piece
-        found: dict[str, Any] = json.loads(data)
-        return found
+        return data
 
     def packet(self, kind: int, rng: random.Random) -> bytes:
         return rng.randbytes(12) + bytes([kind]) + bytes(PACKET_SIZE - 13)
@@ -297,3 +305,27 @@ def test_who_never_gets_ready_ends_the_start(start: Callable[..., Running], alia
     assert (node.process.returncode, out) == (1, "")
     assert "ended 5 times before it was ready" in err
     assert node.gone()
+
+
+@pytest.mark.parametrize("role", ["pid", "keeper"])
+def test_a_node_that_drains_goes_on_draining_over_deaths(start: Callable[..., Running], rng: random.Random, role: str) -> None:
+    node = start()
+    node.wait_ready()
+    assert not node.ask(rng)["draining"]
+    assert node.upgrade()["data"]["drained"]
+    assert eventually(lambda: bool(node.ask(rng)["draining"]))
+    before = node.status()["workers"]
+    os.kill(before[role][0], signal.SIGKILL)
+    assert eventually(lambda: node.status()["workers"]["ready"] != before["ready"])
+    assert node.ask(rng)["draining"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_new_code_that_is_being_tried_ends_with_the_node(start: Callable[..., Running], number: signal.Signals) -> None:
+    node = start(alias="patient")
+    node.wait_ready()
+    with pytest.raises(TimeoutError):
+        node.upgrade(1.0)
+    assert len(node.processes()) == 5, "the preflight runs"
+    node.process.send_signal(number)
+    assert eventually(node.gone, patience=10.0)
