@@ -22,6 +22,7 @@ from nyx.files import private_folder
 CONNECTIONS_MAX: Final = 64
 CHUNK: Final = 1 << 16
 FOLDER: Final = "api"  # of gRPC's own socket, in run_dir
+STRANGERS_MAX: Final = 16  # users whose refusal is logged, each once
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Front:
         self._starting = asyncio.Lock()
         self._started = False
         self._open = 0
+        self._strangers: set[int] = set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -77,7 +79,8 @@ class Front:
     def _welcome(self, writer: asyncio.StreamWriter) -> bool:
         connection: socket.socket = writer.get_extra_info("socket")
         user = peer_user(connection)
-        if user not in self._allowed:
+        if user not in self._allowed and user not in self._strangers and len(self._strangers) < STRANGERS_MAX:
+            self._strangers.add(user)
             _log.warning("user %d was refused at the API: only the node's own user and root are served", user)
         return user in self._allowed
 

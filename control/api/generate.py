@@ -18,7 +18,7 @@ BEGIN: Final = "<!-- made from control/api/nyx_v1.proto by: make api -->"
 END: Final = "<!-- end of what is made -->"
 _NAME: Final = "control/api/generated/nyx_v1.proto"  # decides where the code is, and how its modules import each other
 _SERVICE, _MESSAGE, _FIELD, _METHOD = 6, 4, 2, 2  # field numbers of descriptor.proto, which paths of comments are made of
-_SCALARS: Final = {1: "double", 3: "int64", 4: "uint64", 5: "int32", 8: "bool", 9: "string", 12: "bytes", 13: "uint32"}
+SCALARS: Final = {1: "double", 3: "int64", 4: "uint64", 5: "int32", 8: "bool", 9: "string", 12: "bytes", 13: "uint32"}
 _MAP_ENTRY: Final = 2
 
 
@@ -97,7 +97,7 @@ def _fields(message: descriptor_pb2.DescriptorProto, place: int, comments: dict[
 
 
 def _type(field: Any) -> str:
-    return _message(field.type_name) if field.type_name else _SCALARS[field.type]
+    return _message(field.type_name) if field.type_name else SCALARS[field.type]
 
 
 def _message(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +23,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Api:
-    """Serves what the configuration asks for. `problem` says why it does not, where it does not."""
+    """Serves what the configuration asks for, and tries again what it cannot."""
 
     def __init__(self, config: Config, service: Service, pages: Pages, watch: Watch) -> None:
         self._config = config
@@ -30,39 +32,46 @@ class Api:
         self._watch = watch
         self._grpc: Grpc | None = None
         self._loading = asyncio.Lock()
-        self.problem: str | None = None
+        self._problems: dict[str, str] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not served."""
+        return "; ".join(self._problems.values()) or None
 
     async def run(self) -> None:
         """Serve until cancelled."""
         try:
             async with asyncio.TaskGroup() as parts:
                 if self._config.api.enabled:
-                    parts.create_task(Front(self._config.api_socket, self._local).run())
-                if self._config.api.listen:
-                    parts.create_task(self._remote(self._config.api.listen))
+                    path = self._config.api_socket
+                    parts.create_task(self._kept_up(str(path), Front(path, self._local).run))
+                if listen := self._config.api.listen:
+                    parts.create_task(self._kept_up(f"api.listen: {address_text(listen)}", self._remote))
         finally:
             if self._grpc:
                 await self._grpc.stop()
 
+    async def _kept_up(self, where: str, serve: Callable[[], Awaitable[None]]) -> None:
+        """Serve, and begin again a while after that failed."""
+        logged = ""
+        while True:
+            try:
+                await serve()
+                return
+            except (NyxError, OSError, RuntimeError) as error:
+                problem = f"{where}: {error}; the API is not served there until that is mended"
+            if problem != logged:
+                _log.error("%s", problem)
+            self._problems[where] = logged = problem
+            await asyncio.sleep(RETRY)
+            del self._problems[where]  # the next try sets it again
+
     async def _local(self, path: Path) -> None:
         await (await self._loaded()).local(path)
 
-    async def _remote(self, listen: tuple[str, int]) -> None:
-        grpc = await self._loaded()
-        while True:
-            try:
-                await grpc.remote()
-            except (NyxError, RuntimeError) as error:
-                self._report(f"api.listen: {address_text(listen)}: {error}; the API is not served there until that is mended")
-                await asyncio.sleep(RETRY)
-                continue
-            self.problem = None
-            return
-
-    def _report(self, problem: str) -> None:
-        if problem != self.problem:
-            _log.error("%s", problem)
-        self.problem = problem
+    async def _remote(self) -> None:
+        await (await self._loaded()).remote()
 
     async def _loaded(self) -> "Grpc":
         async with self._loading:
@@ -73,6 +82,7 @@ class Api:
 
 
 def _load() -> "type[Grpc]":
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log goes past ours, and names peers
     from control.api.server import Grpc  # takes longer to import than the control process to start
 
     return Grpc

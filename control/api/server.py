@@ -48,6 +48,7 @@ OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),
 )
 _SERVICES: Final = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())

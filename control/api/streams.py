@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Final, NamedTuple, cast
 
 from control import schemas
 from control.api import convert
@@ -19,7 +19,17 @@ DATA_MAX: Final = 1 << 18  # bytes of a request
 OPEN_TIME: Final = (60.0, 120.0)  # seconds: default, most
 INTERVAL: Final = (0.1, 1.0, 3600.0)  # seconds: least, default, most
 
+FRESH: Final = 0.09  # seconds: less than the least interval
+
 _Key = tuple[int, int, int]
+
+
+class _Moment(NamedTuple):
+    """What was known of all streams at a time of the monotonic clock."""
+
+    at: float
+    rows: Sequence[pb.StreamInfo]
+    unreachable: Sequence[int]
 
 
 class Streams:
@@ -28,6 +38,8 @@ class Streams:
     def __init__(self, service: Service, carrier: Carrier) -> None:
         self._service = service
         self._carrier = carrier
+        self._looking = asyncio.Lock()
+        self._last = _Moment(float("-inf"), [], [])
 
     # ------------------------------------------------------------ data
 
@@ -95,6 +107,8 @@ class Streams:
         for row in map(convert.stream, found.streams):
             if row.HasField("ref") and _key(row.ref) == _key(request.ref):
                 return row
+        if request.ref.worker in found.unreachable:
+            raise Refusal("timeout", f"worker {request.ref.worker} does not answer")
         raise Refusal("not_found", "there is no such stream")
 
     async def stream_stats(self, request: pb.StreamStatsRequest) -> AsyncGenerator[pb.StreamStatsResponse, None]:
@@ -107,17 +121,26 @@ class Streams:
         before: dict[_Key, tuple[float, int, int]] = {}
         seen = False
         while True:
-            rows = [convert.stream(row) for row in (await self._rows(show_targets=False)).streams]
-            now = time.monotonic()
-            rows = [row for row in rows if row.HasField("ref") and wanted in {None, _key(row.ref)}]
-            if wanted and not rows:
+            now = await self._now()
+            rows = [row for row in now.rows if wanted in {None, _key(row.ref)}]
+            if wanted and not rows and wanted[0] not in now.unreachable:
                 if seen:
                     return
                 raise Refusal("not_found", "there is no such stream")
             seen = True
-            yield pb.StreamStatsResponse(time=time.time(), streams=[_figures(row, before, now) for row in rows])
-            before = {_key(row.ref): (now, row.bytes_in, row.bytes_out) for row in rows}
+            figures = [_figures(row, before, now.at) for row in rows]
+            yield pb.StreamStatsResponse(time=time.time(), streams=figures, unreachable=now.unreachable)
+            before = {_key(row.ref): (now.at, row.bytes_in, row.bytes_out) for row in rows}
             await asyncio.sleep(interval)
+
+    async def _now(self) -> _Moment:
+        """Every stream of a moment that is not long ago: many who watch ask the workers as often as one."""
+        async with self._looking:
+            if time.monotonic() - self._last.at >= FRESH:
+                found = await self._rows(show_targets=False)
+                rows = [row for row in map(convert.stream, found.streams) if row.HasField("ref")]
+                self._last = _Moment(time.monotonic(), rows, found.unreachable)
+            return self._last
 
     async def _rows(self, *, show_targets: bool) -> schemas.Streams:
         return cast("schemas.Streams", await self._service.handle("streams", {"show_targets": show_targets}))

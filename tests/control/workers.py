@@ -71,8 +71,11 @@ class Worker:
         while message := self.near.recv(1 << 17):
             request = admin.decode_request(message)
             self.asked.append(request)
-            for message in [*self.before(request), *self._answer(request)]:
-                self.near.send(message)
+            try:
+                for message in [*self.before(request), *self._answer(request)]:
+                    self.near.send(message)
+            except BrokenPipeError:  # who asked is gone, and so is the other end
+                return
 
     def _answer(self, request):
         match self.told.get(request.op):
