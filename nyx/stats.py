@@ -207,8 +207,9 @@ NODE_WORKER: Final[np.dtype[Any]] = np.dtype(
         ("restarts", np.int64),
         ("ready", np.int64),  # pid of the life that reported its loop running: ready when equal to pid
         ("killed_by", np.int64),  # signal that ended the last life, or 256 + its exit code; 0: none yet
+        ("faults", np.int64),  # lives in a row that ended by a fault, each before it was a few seconds old
         ("quarantined", np.int64),  # records that were closed because each had ended the worker several times
-        ("quarantined_kind", np.int64),  # 1 + index of the last one's kind in QUARANTINE_KINDS
+        ("quarantined_kind", np.int64),  # 1 + index of the last one's kind in QUARANTINE_KINDS; one more: everything
         ("load", np.int64),  # streams at this end and circuits of others: what an end of the worker would end
         ("still", np.int64),  # seconds for which its loop has not turned, as the supervisor counts; 0: it turns
         ("stopped", np.int64),  # STOPPED_*: which of its processes a signal stopped

@@ -12,15 +12,18 @@ once: what reads it may be anything.
     a connection         its circuit, the connection, its streams
     a stream             its connection and all that belongs to it
 
+A worker that goes on dying all the same, FAULTS_MOST young lives in a row, is lost by something that nobody had in hand: then
+everything that it has is dropped, and it begins as after a start of the node.
+
 Everything happens in the primary columns, before any other room reads them: nothing is derived from a poisoned row. A closed
 circuit looks like one whose build the last life did not finish: `CircuitRows` wipes it and its neighbours are told. Applications
 and targets see a reset.
 """
 
+import ctypes
 import signal
 import socket
 import struct
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -32,15 +35,24 @@ from nyx.stream.columns import DONE, IDS, REFUSALS
 from nyx.stream.columns import FREE as STREAM_FREE
 from nyx.wire.geometry import HOPS_MAX, SESSIONS_PER_LINK
 from shards import tables
+from shards.context import WorkerContext
 from shards.edge.table import socket_inode
+from shards.say import say
 
 LIMIT: Final = 3  # faults with the same row in hand
+FAULTS_MOST: Final = 12  # lives in a row: four records are closed one after the other in as many
+FAULT_AGE: Final = 10_000_000_000  # ns; a life of this age ends the row
+_LASTING: Final = ("handshakes_seen", "filter", "filter_table")  # what must not be taken twice: no row of it leads anywhere
+_DESCRIPTOR_MAX: Final = (1 << 31) - 1
+_MADV_REMOVE: Final = 9
 _EXITED: Final = 256  # node_workers.killed_by: exit codes lie above signals
 _FAULTS: Final = frozenset(
     {
         signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
     }
 )  # fmt: skip
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_fault(killed_by: int) -> bool:
@@ -71,6 +83,7 @@ def broken_rows(columns: Columns) -> list[tuple[str, int]]:
         "streams": (streams["state"] != STREAM_FREE)
         & (
             outside(streams["connection"], 0, len(connections) - 1)
+            | outside(streams["fd"], 0, _DESCRIPTOR_MAX)
             | outside(streams["tx_head"] - streams["tx_base"], 0, ring)
             | outside(streams["rx_ready"] - streams["rx_tail"], 0, ring)
         ),
@@ -95,6 +108,16 @@ def quarantine(columns: Columns, *, faulted: bool) -> list[tuple[str, int]]:
     for kind, row in poisoned:
         _close(columns, kind, row)
     return poisoned
+
+
+def drop_everything(columns: Columns) -> None:
+    """All rows are free, all keys gone, no page is held. What replayed packets are known by stays."""
+    for name, column in columns.items():
+        if name in _LASTING:
+            continue
+        data = column.view(np.uint8)
+        if _libc.madvise(ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(len(data)), _MADV_REMOVE):
+            data[:] = 0  # locked into memory, or no shared memory
 
 
 def _close(columns: Columns, kind: str, row: int) -> None:
@@ -171,6 +194,8 @@ def describe(count: int, kind: int, worker: int) -> str | None:
     """The sentence for `nyxctl status`; `kind` as `node_workers.quarantined_kind` holds it."""
     if not count:
         return None
+    if kind > len(QUARANTINE_KINDS):
+        return f"worker {worker}: all that it had was dropped because it ended {FAULTS_MOST} times in a row; see the log"
     what = QUARANTINE_KINDS[kind - 1].removesuffix("s") if 0 < kind <= len(QUARANTINE_KINDS) else "record"
     times = "one record was" if count == 1 else f"{count} records were"
     return (
@@ -178,8 +203,23 @@ def describe(count: int, kind: int, worker: int) -> str | None:
     )
 
 
-def note(row: Any, poisoned: Iterable[tuple[str, int]]) -> None:
-    """Count them in the worker's row of "node_workers"."""
-    for kind, _ in poisoned:
-        row["quarantined"] += 1
-        row["quarantined_kind"] = QUARANTINE_KINDS.index(kind) + 1
+def begin_life(context: WorkerContext) -> None:
+    """Close what has ended this worker too often, before anything is derived from it, and tell."""
+    row = context.shared["node_workers"][context.index]
+    faulted = context.life > 0 and is_fault(int(row["killed_by"]))
+    row["faults"] += faulted
+    if int(row["faults"]) >= FAULTS_MOST:
+        drop_everything(context.columns)
+        row["faults"] = 0
+        _note(row, len(QUARANTINE_KINDS))
+        say("error", f"dropped all that this worker had: it ended {FAULTS_MOST} times in a row")
+        return
+    for kind, _ in quarantine(context.columns, faulted=faulted):
+        _note(row, QUARANTINE_KINDS.index(kind))
+        say("warning", f"closed one of {kind}: it is broken, or work on it has ended this worker {LIMIT} times")
+
+
+def _note(row: Any, kind: int) -> None:
+    """Count it in the worker's row of "node_workers"."""
+    row["quarantined"] += 1
+    row["quarantined_kind"] = kind + 1

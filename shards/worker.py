@@ -41,9 +41,8 @@ from shards.messages import unpack_secrets
 from shards.poller import Poller, drain
 from shards.pool import Pool
 from shards.process import open_descriptors
-from shards.quarantine import LIMIT, is_fault, note, quarantine
+from shards.quarantine import FAULT_AGE, begin_life
 from shards.ring import Rings
-from shards.say import say
 from shards.sessions import SessionRows, offered_suites, peer_columns
 from shards.settings import Settings
 from shards.tables import circuit_columns, circuit_table, session_table
@@ -102,7 +101,7 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         columns = context.columns
-        _quarantine(context)
+        begin_life(context)
         repaired = _sweep(context)
         self.settings = Settings(context)
         self.settings.begin()
@@ -150,7 +149,7 @@ class Worker:
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
         self._connections: NDArray[np.int64] = np.zeros(BATCH, np.int64)
-        self._last_turn = now
+        self._last_turn = self._born = now
         self._next_second = 0
         self._next_flush = 0
         self._links_due = 0
@@ -370,6 +369,8 @@ class Worker:
             wall = int(time.time())
             if now >= self._next_second:
                 self._next_second = now + SECOND // 4
+                if now - self._born > FAULT_AGE:
+                    self.context.shared["node_workers"]["faults"][self.context.index] = 0
                 self.links.on_timer(now, wall)
                 self.checkup.look(now)
             self.desk.on_timer(now, wall)
@@ -402,15 +403,6 @@ class Worker:
         ):  # fmt: skip
             row[counter] = self._before[counter] + total
         self.context.shared["node_workers"]["load"][self.context.index] = self.edge.live + self.desk.passing
-
-
-def _quarantine(context: WorkerContext) -> None:
-    """Close what has ended this worker too often, before anything is derived from it."""
-    row = context.shared["node_workers"][context.index : context.index + 1]
-    poisoned = quarantine(context.columns, faulted=context.life > 0 and is_fault(int(row["killed_by"][0])))
-    note(row, poisoned)
-    for kind, _ in poisoned:
-        say("warning", f"closed one of {kind}: it is broken, or work on it has ended this worker {LIMIT} times")
 
 
 def _sweep(context: WorkerContext) -> int:

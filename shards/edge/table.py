@@ -78,19 +78,19 @@ def edge_columns(streams: int, half_open: int = 1024, guests: int = 16) -> list[
 
 
 def socket_inode(fd: int) -> int:
-    """Inode of a socket, 0 when the descriptor is closed or something else."""
+    """Inode of a socket, 0 when the descriptor is closed or something else, or the number none at all."""
     try:
         status = os.fstat(fd)
-    except OSError:
+    except (OSError, OverflowError):
         return 0
     return status.st_ino if stat.S_ISSOCK(status.st_mode) else 0
 
 
 def memory_inode(fd: int) -> int:
-    """Inode of a memfd, 0 when the descriptor is closed or something else."""
+    """Inode of a memfd, 0 when the descriptor is closed or something else, or the number none at all."""
     try:
         status = os.fstat(fd)
-    except OSError:
+    except (OSError, OverflowError):
         return 0
     return status.st_ino if stat.S_ISREG(status.st_mode) else 0
 

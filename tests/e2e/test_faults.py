@@ -1,6 +1,7 @@
 """Processes that are killed while bytes flow: what runs continues exactly or ends by an error, what is new works at once."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import signal
@@ -161,6 +162,25 @@ def test_a_poisoned_record_is_closed_and_named_and_the_node_serves_on(tmp_path: 
         assert named
         assert fetch(network, web, 1000, "after") == (1000, blob_digest(1000))
         assert process(network, middle, "worker") != before
+
+
+def test_a_worker_that_does_not_come_to_life_begins_from_nothing(network: Network, web: str) -> None:
+    """It dies by faults over nothing in particular, again and again: at last all that it had is dropped, which is named."""
+    middle = next(node["alias"] for node in network.nodes() if node["role"] == "relay")
+    supervisor = next(int(node["pid"]) for node in network.nodes() if node["alias"] == middle)
+    named: list[str] = []
+    until = time.monotonic() + 60
+    while not named and time.monotonic() < until:
+        for _ in range(20):
+            with contextlib.suppress(OSError):  # it ended while we looked
+                for pid in children(supervisor):
+                    if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGSEGV)
+            time.sleep(0.3)  # a life is killed while it begins, or a moment later
+        named = [text for text in network.ask("status", alias=middle)["warnings"] if "all that it had was dropped" in text]
+    assert named
+    assert fetch(network, web, 1000, "after nothing") == (1000, blob_digest(1000))
+    assert network.ask("status", "--wait", alias=middle)["ready"]
 
 
 def closed_circuit_named(network: Network, alias: str) -> bool:

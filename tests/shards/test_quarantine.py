@@ -1,16 +1,19 @@
 """A record over which a worker died three times is closed, with what hangs on it and nothing else; an innocent one never is."""
 
 import signal
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from nyx.columns import allocate
-from nyx.stats import QUARANTINE_KINDS
+from nyx.columns import Column, allocate
+from nyx.stats import QUARANTINE_KINDS, node_columns
 from nyx.stream.inspect import check_invariants
-from shards.edge.table import edge_columns
-from shards.quarantine import LIMIT, broken_rows, describe, is_fault, quarantine
+from shards.context import WorkerContext
+from shards.edge.table import edge_columns, live_sockets
+from shards.memory import Memory
+from shards.quarantine import FAULTS_MOST, LIMIT, begin_life, broken_rows, describe, is_fault, quarantine
 from shards.tables import ROLE_LAST, ROLE_RELAY
 from tests.shards.small_network import Network, SmallNode
 
@@ -102,6 +105,8 @@ def test_faults_are_told_from_kills():
         ("circuits", "hops", 1 << 30),
         ("connections", "state", 99),
         ("streams", "connection", 1 << 30),
+        ("streams", "fd", 1 << 44),
+        ("streams", "fd", -7),
         ("streams", "tx_head", 1 << 60),
         ("streams", "rx_tail", 1 << 60),
     ],
@@ -117,6 +122,41 @@ def test_a_row_that_cannot_be_true_is_closed_before_anybody_reads_it(net, kind, 
     check_invariants(node.streams)
     net.run(20.0, step=50_000_000)
     assert len(net.clients[0].circuits()) == 2
+
+
+def test_no_descriptor_is_found_under_a_number_that_is_none(net):
+    """A new life looks at the sockets of its rows before anything else."""
+    node, row = victim(net, "streams")
+    node.columns["edge_streams"][row]["state"], node.columns["edge_streams"][row]["inode"] = 2, 1
+    node.columns["streams"][row]["fd"] = 1 << 44
+    assert live_sockets(node.columns) == set()
+
+
+def test_a_worker_that_dies_of_nothing_in_hand_drops_all(net):
+    """Something kills each life before it has anything in hand: after so many of them it begins from nothing."""
+    node, _ = victim(net, "streams")
+    memory = Memory.create("nyx-test", [Column(name, column.dtype, len(column)) for name, column in node.columns.items()])
+    for name, column in memory.columns.items():
+        column[:] = node.columns[name]
+    seen = memory.columns["handshakes_seen"].copy()
+    assert seen.view(np.uint8).any()
+    rows = {"node_workers": allocate(node_columns(1))["node_workers"]}
+    context = cast("WorkerContext", SimpleNamespace(index=0, shared=rows, columns=memory.columns, life=1))
+    for killed_by in [*(FAULTS_MOST - 1) * [256 + 1], signal.SIGKILL]:
+        rows["node_workers"]["killed_by"] = killed_by
+        begin_life(context)
+        assert memory.columns["streams"]["state"].any()
+    rows["node_workers"]["killed_by"] = signal.SIGSEGV
+    begin_life(context)
+    left = {name for name, column in memory.columns.items() if column.view(np.uint8).any()}
+    assert left <= {"handshakes_seen", "filter", "filter_table"}
+    assert np.array_equal(memory.columns["handshakes_seen"], seen)
+    found = rows["node_workers"][0]
+    text = describe(int(found["quarantined"]), int(found["quarantined_kind"]), 0)
+    assert text is not None
+    assert "all that it had was dropped" in text
+    assert int(found["faults"]) == 0
+    memory.close()
 
 
 def test_the_status_names_it():
