@@ -71,13 +71,18 @@ def broken_rows(columns: Columns) -> list[tuple[str, int]]:
     wrong = {
         "sessions": (sessions["state"] != SESSION_FREE)
         & (outside(sessions["index"], 0, SESSIONS_PER_LINK - 1) | outside(sessions["address_size"], 0, ADDRESS_SIZE)),
-        "circuits": (circuits["state"] == tables.LIVE)
-        & (
-            outside(circuits["back_session"], 0, len(sessions))
-            | outside(circuits["forth_session"], 0, len(sessions))
-            | outside(circuits["connection"], 0, len(connections))
-            | outside(circuits["hops"], 1, HOPS_MAX)
-            | outside(circuits["role"], tables.ROLE_RELAY, tables.ROLE_CLIENT)
+        "circuits": outside(circuits["state"], tables.FREE, tables.LIVE)
+        | (
+            (circuits["state"] != tables.FREE)
+            & (outside(circuits["back_session"], 0, len(sessions)) | outside(circuits["forth_session"], 0, len(sessions)))
+        )
+        | (
+            (circuits["state"] == tables.LIVE)
+            & (
+                outside(circuits["connection"], 0, len(connections))
+                | outside(circuits["hops"], 1, HOPS_MAX)
+                | outside(circuits["role"], tables.ROLE_RELAY, tables.ROLE_CLIENT)
+            )
         ),
         "connections": outside(connections["state"], 0, DONE),
         "streams": (streams["state"] != STREAM_FREE)

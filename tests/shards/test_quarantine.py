@@ -14,7 +14,7 @@ from shards.context import WorkerContext
 from shards.edge.table import edge_columns, live_sockets
 from shards.memory import Memory
 from shards.quarantine import FAULTS_MOST, LIMIT, begin_life, broken_rows, describe, is_fault, quarantine
-from shards.tables import ROLE_LAST, ROLE_RELAY
+from shards.tables import BUILDING, ROLE_LAST, ROLE_RELAY
 from tests.shards.small_network import Network, SmallNode
 
 
@@ -101,6 +101,7 @@ def test_faults_are_told_from_kills():
     [
         ("sessions", "address_size", 1 << 20),
         ("circuits", "back_session", 1 << 40),
+        ("circuits", "state", 1 << 20),
         ("circuits", "connection", -5),
         ("circuits", "hops", 1 << 30),
         ("connections", "state", 99),
@@ -122,6 +123,15 @@ def test_a_row_that_cannot_be_true_is_closed_before_anybody_reads_it(net, kind, 
     check_invariants(node.streams)
     net.run(20.0, step=50_000_000)
     assert len(net.clients[0].circuits()) == 2
+
+
+def test_a_circuit_that_is_being_built_leads_to_a_session_that_can_be(net):
+    node, row = victim(net, "circuits")
+    node.columns["circuits"][row]["state"] = BUILDING
+    node.columns["circuits"][row]["back_session"] = 1 << 20
+    assert ("circuits", row) in quarantine(node.columns, faulted=False)
+    node.restart()
+    assert not broken_rows(node.columns)
 
 
 def test_no_descriptor_is_found_under_a_number_that_is_none(net):
