@@ -11,10 +11,19 @@ from control.cli.state import State, json_option
 
 @click.command()
 @click.option("--show-targets", is_flag=True, help="Show where this node's own streams go.")
+@click.option("--close", "close", nargs=3, type=int, metavar="WORKER CIRCUIT ID", help="Reset one stream.")
 @json_option
 @click.pass_obj
-def command(state: State, *, show_targets: bool) -> None:
+def command(state: State, *, show_targets: bool, close: tuple[int, int, int] | None) -> None:
     """Show the streams that begin or end here, and why the last ones ended. Targets are hidden unless asked for."""
+    if close:
+        worker, circuit, stream = close
+        closed = ask(state, "close_stream", {"worker": worker, "circuit": circuit, "stream": stream})
+        if state.json:
+            print_json(closed)
+        else:
+            echo([f"stream {stream} on circuit {circuit} of worker {worker} is closed"])
+        return
     document = ask(state, "streams", {"show_targets": show_targets})
     if state.json:
         print_json(document)

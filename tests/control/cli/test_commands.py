@@ -89,6 +89,17 @@ def test_a_circuit_is_closed_or_not_found(tmp_path, ctl):
         assert (code, fits(out)["code"], fits(out)["message"]) == (1, "not_found", "no circuit 9")
 
 
+def test_a_stream_is_closed_or_not_found(tmp_path, ctl):
+    with node(tmp_path, [answers() | {"close_stream": {"closed": True}}, answers(1) | {"close_stream": "no stream"}]) as running:
+        close = ("--socket", running.socket, "streams", "--close")
+        assert ctl(*close, 0, 5, 8)[:2] == (0, "stream 8 on circuit 5 of worker 0 is closed\n")
+        assert running.workers[0].asked[-1].args == {"circuit": 5, "stream": 8}
+        found = fits(ctl(*close, 0, 5, 8, "--json")[1])
+        assert (found["schema"], found["circuit"], found["stream"]) == ("nyx.closed", 5, 8)
+        code, out, _ = ctl(*close, 1, 5, 8, "--json")
+        assert (code, fits(out)["code"]) == (1, "not_found")
+
+
 def test_stats_leave_zeros_out_unless_asked(tmp_path, ctl):
     with node(tmp_path, [answers(), answers(1)]) as running:
         _, out, _ = ctl("--socket", running.socket, "stats", "--workers")
