@@ -39,7 +39,7 @@ from control.seal import seal
 from control.service import Service
 from nyx.committed import Committed, committed_columns
 from nyx.config import Config, from_settings, load
-from nyx.errors import ConfigError, NyxError
+from nyx.errors import ConfigError, InternalError, NyxError
 from nyx.logline import Style
 
 VARIABLE: Final = "NYX_CONTROL_FDS"
@@ -54,10 +54,9 @@ def main() -> int:
     logs.configure(Style())
     try:
         inherited = parse(os.environ.pop(VARIABLE, ""))
-        committed = _committed(inherited["versions"])
+        committed, pages = _memory(inherited)
         config = _in_force(committed) or load(Path(inherited["config"]), environ=os.environ)
         logs.configure(config.log)
-        pages = Pages(_descriptor(inherited["statistics"]), _descriptor(inherited["node"]), len(inherited["workers"]))
         if not _tie_to_parent(pages):
             return 0
         setproctitle(f"nyxd: control ({config.node.alias})")
@@ -89,6 +88,20 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(value.get("filter"), str | None):
         raise ConfigError([f"{VARIABLE} has a filter that is no text"])
     return dict.fromkeys(("admin", "supervisor", "statistics", "node", "versions", "filter")) | value
+
+
+def _memory(inherited: Mapping[str, Any]) -> tuple[Committed | None, Pages]:
+    """The supervisor's memory; none of it where other code was installed that would lay it out differently.
+
+    A process that is started anew then lives to be told `nyxctl upgrade`.
+    """
+    workers = len(inherited["workers"])
+    try:
+        pages = Pages(_descriptor(inherited["statistics"]), _descriptor(inherited["node"]), workers)
+        return _committed(inherited["versions"]), pages
+    except InternalError as error:
+        _log.warning("%s: other code is installed than the node runs. Figures are missing until: nyxctl upgrade", error)
+        return None, Pages(-1, -1, workers)
 
 
 def _descriptor(value: int | None) -> int:

@@ -15,7 +15,8 @@ from control.schemas import DOCUMENTS
 from nyx.errors import ConfigError
 from nyx.stats import COUNTERS
 from nyx.wire import admin
-from tests.control.nodes import node
+from tests.control import nodes
+from tests.control.nodes import node, process_table
 from tests.control.workers import answers, status, stream
 
 
@@ -85,6 +86,21 @@ def test_the_worker_that_is_furthest_behind_decides(tmp_path):
     with node(tmp_path, told) as running:
         found = document(running.socket, "status")
     assert (found["ready"], found["stage"], found["progress"], found["warnings"]) == (False, "links", 40, ["w"])
+
+
+def test_over_memory_of_other_code_it_serves_on_without_figures(tmp_path, monkeypatch):
+    """Other code was installed, and the control process died before the upgrade: the new one must be there to be told."""
+
+    def of_other_code(workers, supervisor):
+        fd = process_table(workers, supervisor)
+        os.pwrite(fd, b"0" * 8, len(b"nyx memory 1\n"))
+        return fd
+
+    monkeypatch.setattr(nodes, "process_table", of_other_code)
+    with node(tmp_path, [answers(0)]) as running:
+        found = document(running.socket, "status")
+        assert found["ready"]
+        assert document(running.socket, "peers")["peers"]
 
 
 def test_bad_requests_are_refused_by_name_and_the_connection_goes_on(tmp_path):
