@@ -15,17 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from bench.network import ROOT
+
 GROUPS = Path("/sys/fs/cgroup")
 # The interpreter and the packages that run the tests, where a service can see them: it sees no home folder.
 PYTHON = "/opt/nyx-python/bin/python3"
 PACKAGES = "/opt/nyx-packages"
+SOURCE = "/opt/nyx-source"  # this checkout, wherever it stands; nothing is written there
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 PATIENCE = 300.0  # seconds for one command
 BOOT = 60.0  # seconds
 
 _INNER = r"""
 set -eu
-base=$1 packages=$2 python=$3 root=$1/root
+base=$1 packages=$2 python=$3 source=$4 root=$1/root
 mount -t tmpfs tmpfs "$base"
 mkdir "$base/upper" "$base/work" "$root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" "$root"
@@ -45,11 +48,13 @@ fi
 for folder in run dev tmp; do mount -t tmpfs -o mode=755 tmpfs $folder; done
 chmod 1777 tmp
 for node in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do mknod -m 666 "dev/${node% *}" c 1 "${node#* }"; done
-mkdir -p dev/pts dev/shm opt/nyx-packages opt/nyx-python old
+mkdir -p dev/pts dev/shm opt/nyx-packages opt/nyx-python opt/nyx-source old
 mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount --bind "$packages" opt/nyx-packages
 mount --bind "$python" opt/nyx-python
+mount --bind "$source" opt/nyx-source
+mount -o remount,ro,bind opt/nyx-source
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 ip link set lo up
@@ -109,7 +114,7 @@ def booted(base: Path) -> Iterator[Machine]:
     root = base / "machine"
     root.mkdir()
     with log.open("wb") as out:
-        command = ["bash", "-c", outer, "outer", str(root), sysconfig.get_path("purelib"), sys.base_prefix]
+        command = ["bash", "-c", outer, "outer", str(root), sysconfig.get_path("purelib"), sys.base_prefix, str(ROOT)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | {"INNER": _INNER})
     try:
         yield _wait(process, log)

@@ -132,6 +132,9 @@ def test_a_reset_is_code_1(control: str) -> None:
         process = start("--socket", control, "connect", "127.0.0.1", str(server.getsockname()[1]))
         server.settimeout(60)
         client = server.accept()[0]
+        client.sendall(b"!")
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"!", "the stream is open"
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         client.close()
         _, err = process.communicate(timeout=60)

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.timeout(120)
 
 HOUR = 3600
 SMALL = 1000
+LONG = 7.0  # seconds: longer than a turn can take, so that the worker notices
 SIZE = 40 << 20
 PACE = 1 << 20  # bytes a second that an application reads during a fault
 
@@ -130,6 +131,7 @@ def test_streams_outlive_a_worker_that_stands_still_for_seconds(network: Network
         assert not running.done()
     assert running.result() == (SIZE, blob_digest(SIZE))
     wait_for(lambda: quiet(network, alias), 20)
+    wait_for(lambda: f"worker 0: over: its process {pid} was stopped" in log_of(network, alias), 10)
     assert log_of(network, alias).count(f"worker 0: its process {pid} was stopped by a signal") == 1
     assert log_of(network, alias).count(f"worker 0: over: its process {pid} was stopped") == 1
 
@@ -139,11 +141,13 @@ def test_a_relay_that_stands_still_for_long_is_missed_and_comes_back(network: Ne
     """All of its processes are stopped: streams over it end by a reset, and it serves again once it may go on."""
     running = download()
     alias = place(network, where)
+    began = time.monotonic()
     with stopped(*children(supervisor_of(network, alias))):
         with pytest.raises(ConnectionResetError):
             running.result(20)
         if where == "middle":  # the others make a path without it; a client has one guard
             wait_for(lambda: asked(network, web, f"without {alias} {time.monotonic()}") == "carried", 40)
+        wait_for(lambda: time.monotonic() - began > LONG, 2 * LONG)
     passed = network.ask("stats", alias=alias)["total"]["builds_passed"]
     wait_for(lambda: quiet(network, alias) and quiet(network, network.client()), 30)
 
@@ -153,7 +157,7 @@ def test_a_relay_that_stands_still_for_long_is_missed_and_comes_back(network: Ne
 
     wait_for(used_again, 40)
     assert fetch(network, web, SMALL, f"whole {alias}") == (SMALL, blob_digest(SMALL))
-    assert "went on after it had stood still for" in log_of(network, alias)
+    wait_for(lambda: "went on after it had stood still for" in log_of(network, alias), 10)
 
 
 def test_a_stopped_keeper_is_named_and_makes_up_for_what_it_missed(network: Network, web: str) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from nyx.path import cbor
 from nyx.path.directory import build_snapshot
-from tests.e2e.systemd_machine import PACKAGES, PYTHON, booted
-from tests.shards.test_nyxd import AUTHORITY, ROOT
+from tests.e2e.systemd_machine import PACKAGES, PYTHON, SOURCE, booted
+from tests.shards.test_nyxd import AUTHORITY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(400)]
 
@@ -31,7 +31,7 @@ FILE = "/etc/nyx/nyx.toml"
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     with booted(tmp_path_factory.mktemp("systemd")) as found:
-        found.run("make", "-C", str(ROOT), "install", f"PYTHON={PYTHON}", f"PACKAGES={PACKAGES}")
+        found.run("make", "-C", SOURCE, "install", f"PYTHON={PYTHON}", f"PACKAGES={PACKAGES}")
         now = int(time.time())
         snapshot = build_snapshot([], [AUTHORITY], network="test", sequence=3, valid_from=now - 60, valid_until=now + 3600)
         found.write("/etc/nyx/directory", snapshot)
@@ -83,7 +83,7 @@ def test_a_reload_is_done_or_fails_with_the_reasons(machine):
 
 def test_an_upgrade_after_an_installation_keeps_the_main_process(machine):
     before = machine.show("MainPID")
-    machine.run("make", "-C", str(ROOT), "install", f"PYTHON={PYTHON}", f"PACKAGES={PACKAGES}")
+    machine.run("make", "-C", SOURCE, "install", f"PYTHON={PYTHON}", f"PACKAGES={PACKAGES}")
     assert machine.run("cat", FILE).stdout == CONFIG
     machine.run("nyxctl", "upgrade")
     assert (machine.show("MainPID"), machine.show("NRestarts"), machine.show("ActiveState")) == (before, "0", "active")
@@ -113,7 +113,7 @@ def test_a_stop_leaves_nothing_running_and_uninstall_leaves_configuration_and_st
     assert (machine.show("ActiveState"), machine.show("Result")) == ("inactive", "success")
     assert machine.run("pgrep", "-u", "nyx", check=False).stdout == b""
     assert machine.run("test", "-e", "/run/nyx", check=False).returncode == 1
-    machine.run("make", "-C", str(ROOT), "uninstall")
+    machine.run("make", "-C", SOURCE, "uninstall")
     assert machine.show("LoadState") == "not-found"
     machine.run("test", "-s", "/var/lib/nyx/keys")
     machine.run("test", "-s", FILE)
