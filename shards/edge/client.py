@@ -201,8 +201,8 @@ class ClientEdge:
 
     @property
     def busy(self) -> bool:
-        """Whether a request that has been read is not served or refused yet."""
-        return any(isinstance(c, Waiting | Opening) for c in self._held.values())
+        """Whether somebody who was accepted is not served or refused yet: a next life would reset them."""
+        return any(not isinstance(c, Lingering) for c in self._held.values())
 
     def _resume(self) -> None:
         self._paused_until = 0

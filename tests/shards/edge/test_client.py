@@ -152,6 +152,20 @@ def test_slow_greetings_end_at_their_deadline(net, sent):
     net.until(net.idle)
 
 
+def test_a_worker_that_shall_rest_first_serves_whom_it_has_accepted(net):
+    server, port = net.target()
+    app = net.application()
+    app.send(b"\5\1\0")
+    net.until(lambda: net.client.edge.client.count(Greeter))
+    net.client.edge.rest()
+    assert net.client.edge.busy
+    assert net.read(app, 2) == b"\5\0"
+    app.send(socks_request("127.0.0.1", port)[3:])
+    net.accept(server)
+    assert net.read(app, 10)[1] == 0
+    assert not net.client.edge.busy
+
+
 @pytest.mark.parametrize("violent", [False, True])
 @pytest.mark.parametrize("sent", [b"", b"\5", b"\5\1\0", b"CONNECT"])
 def test_a_client_that_leaves_while_greeting(net, sent, violent):
