@@ -17,6 +17,7 @@ from nyx.wire.orders import Message
 from shards import upgrade
 from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch
+from shards.say import say
 
 if TYPE_CHECKING:
     import socket
@@ -104,11 +105,18 @@ class Replacement:
             self._orders.refuse(found.order, str(error))
         return 0.0
 
+    def _replace(self) -> None:
+        """Execute the new code; where the kernel refuses to, what runs goes on, and says so: the order has its answer already."""
+        try:
+            upgrade.replace(self._plan.command, self._state(), [*self._held.descriptors(), *self._end_descriptors()])
+        except OSError as error:
+            say("error", f"the new version could not be executed ({error.strerror}): this one goes on")
+
     def _decide(self, preflight: _Preflight, then: Mapping[str, Any]) -> None:
         changes = upgrade.differences(upgrade.describe(self._plan.config, len(self._held.events), self._plan.columns), then)
         if not changes:
             self._orders.answer(preflight.order, {"drained": False, "changes": []})
-            upgrade.replace(self._plan.command, self._state(), [*self._held.descriptors(), *self._end_descriptors()])
+            self._replace()
             return
         if preflight.drain is None:
             raise OrderRefusedError("what runs cannot be kept: " + "; ".join(changes))
