@@ -5,6 +5,7 @@ A circuit serves one isolation key for its whole life, so streams of different c
 ahead belong to nobody until the first stream. Source: docs/protocol.md, "Circuit build", "States of a circuit" (client).
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ TAKES_STREAMS: Final = 600 * SECOND  # age after which a circuit takes no new st
 CLOCK_BLUR: Final = 32  # seconds: records say a time that far ahead at random, lest hops know a client again by its clock
 BUILDS_AT_ONCE: Final = 8
 CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
+LATE: Final = 3 * SECOND // 2  # an answer takes milliseconds; then another build stands in for one that somebody waits for
+STAND_INS: Final = 2  # for each who waits: a network that answers slowly is not met with many times the builds
+FAILED_PATHS: Final = 16  # ...are known, and drawn again only if nothing else is found
+FAILED_FOR: Final = 60 * SECOND
 BACK_OFF_FIRST: Final = SECOND // 4
 BACK_OFF_MOST: Final = 4 * SECOND
 
@@ -55,6 +60,7 @@ class OwnCircuit:
     connection: int = -1
     ready_at: int = 0
     used: int = 0  # when a stream took it last
+    late: bool = False  # not answered when a build usually is
     timely: bool = True  # the configuration and the directory in force would build it again
 
     @property
@@ -96,6 +102,7 @@ class ClientCircuits:
         self._wanted: dict[bytes, int] = {}  # isolation keys that wait for a circuit -> until when
         self._back_off = 0
         self._not_before = 0
+        self._failed_paths: deque[tuple[list[bytes], int]] = deque(maxlen=FAILED_PATHS)  # node ids, until when
         self._warning: str | None = None
         self._hindrance: str | None = None  # of every build, within this node
         for row in np.flatnonzero((rows.rows["state"] == LIVE) & (rows.rows["role"] == ROLE_CLIENT)).tolist():
@@ -155,13 +162,17 @@ class ClientCircuits:
         for circuit in list(self._all):
             if not circuit.ready and now >= circuit.due:
                 self._failed(circuit, now, "a circuit's build was not answered in time")
+            elif not circuit.ready and not circuit.late and now - circuit.created >= LATE:
+                circuit.late = True
+                self._avoid(circuit, now)
             elif circuit.ready and not self._takes_streams(circuit, now) and self._streams_on(circuit.connection) == 0:
                 self.close(circuit, DestroyReason.NONE)
         self._wanted = {key: until for key, until in self._wanted.items() if until > now}
         if now < self._not_before:
             return
         spare = sum(c.isolation is None and c.timely for c in self._all)
-        missing = self._context.config.path.circuits_ahead + len(self._wanted) - spare
+        late = min(sum(c.late and not c.ready for c in self._all), STAND_INS * len(self._wanted))
+        missing = self._context.config.path.circuits_ahead + len(self._wanted) - spare + late
         building = sum(not c.ready for c in self._all)
         wanted = min(missing, BUILDS_AT_ONCE - building)
         self._make_room(wanted)
@@ -185,9 +196,22 @@ class ClientCircuits:
             self._guard = keep_guard(Path(config.guard_file), snapshot, entropy, wall, own, allow_loopback=loopback).id
         return select_path(snapshot, config.path.hops, entropy, self._guard, own, allow_loopback=loopback)
 
+    def _fresh_path(self, now: int, wall: int) -> list[Node]:
+        """A path other than those that lately were not answered, where the draw gives one."""
+        failed = [ids for ids, until in self._failed_paths if until > now]
+        path = self._path(wall)
+        for _ in failed:
+            if [node.id for node in path] not in failed:
+                break
+            path = self._path(wall)
+        return path
+
+    def _avoid(self, circuit: OwnCircuit, now: int) -> None:
+        self._failed_paths.append(([node.id for node in circuit.path], now + FAILED_FOR))
+
     def _start(self, now: int, wall: int) -> bool:
         try:
-            path = self._path(wall)
+            path = self._fresh_path(now, wall)
         except (NoPathError, NyxError) as error:
             self._hindered(str(error), now)
             return False

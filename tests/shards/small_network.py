@@ -99,7 +99,7 @@ class SmallNode:
         self.path = SimpleNamespace(circuits_ahead=ahead, hops=3, allow_loopback=True)
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
-            [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(8),
+            [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(16),
              *filter_columns(1 << 8), *stream_columns(8, 8, RING)]
         )  # fmt: skip
         self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1), *statistics_columns(1)])

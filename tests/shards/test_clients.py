@@ -75,6 +75,37 @@ def test_a_build_without_answer_ends_in_time_and_backs_off(net):
     assert of(net)._not_before > 0
 
 
+def test_somebody_who_waits_is_served_by_another_build_when_the_first_is_late(net):
+    """A relay that lost its state swallows builds: its neighbours know only later, and so does the client."""
+    net.run(1)
+    of(net).connection_for(b"spare", net.now)
+    net.run(1)
+    net.clients[0].path.circuits_ahead = 0
+    for relay in net.relays:
+        relay.links.send_cell = lambda *_: True  # taken and never sent
+    assert of(net).connection_for(b"one", net.now) is not None
+    assert of(net).connection_for(b"two", net.now) is None
+    net.run(1, SECOND // 10)
+    lost = [circuit for circuit in of(net).all if not circuit.ready]
+    assert len(lost) == 1
+    for relay in net.relays:
+        del relay.links.send_cell
+    net.run(2.5, SECOND // 10)
+    assert of(net).connection_for(b"two", net.now) is not None
+    assert lost[0] in of(net).all, "it is given up only at its deadline"
+    assert all(c.path != lost[0].path for c in of(net).all if c is not lost[0] and c.created > lost[0].created)
+
+
+def test_builds_that_stand_in_for_late_ones_are_few(net):
+    net.run(1)
+    net.watch = lambda flying: None
+    of(net).connection_for(b"one", net.now)
+    of(net).connection_for(b"two", net.now)
+    net.clients[0].path.circuits_ahead = 4
+    net.run(2.2, SECOND // 10)
+    assert net.clients[0].statistics[Counter.BUILDS_STARTED] == 1 + 5 + module.STAND_INS
+
+
 def test_a_new_key_takes_the_place_of_the_one_unused_for_longest(net, monkeypatch):
     monkeypatch.setattr(module, "CIRCUITS_MAX", 3)
     net.run(1)
