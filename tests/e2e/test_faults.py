@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -189,8 +190,21 @@ def test_a_worker_that_does_not_come_to_life_begins_from_nothing(network: Networ
             time.sleep(0.3)  # a life is killed while it begins, or a moment later
         named = [text for text in network.ask("status", alias=middle)["warnings"] if "all that it had was dropped" in text]
     assert named
-    assert fetch(network, web, 1000, "after nothing") == (1000, blob_digest(1000))
+    assert fetch_at_last(network, web, "after nothing") == (1000, blob_digest(1000))
     assert network.ask("status", "--wait", alias=middle)["ready"]
+    wait_until_well(network, web)
+
+
+def wait_until_well(network: Network, web: str) -> None:
+    """Until every link to a relay that forgot everything has been found dead: the next test meets a whole network."""
+    until = time.monotonic() + 60
+    for attempt in itertools.count():
+        began = time.monotonic()
+        found = [fetch_at_last(network, web, f"well {attempt} {number}") for number in range(6)]
+        assert found == 6 * [(1000, blob_digest(1000))]
+        if time.monotonic() - began < 3:
+            return
+        assert began < until, "the network did not become well"
 
 
 def closed_circuit_named(network: Network, alias: str) -> bool:
