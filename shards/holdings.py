@@ -123,7 +123,7 @@ class Holdings:
         attach_program(sockets["udp"][0], self.multiplier, workers)
         sockets["proxy"] = []
         if listen := self.config.proxy.listen:
-            sockets["proxy"] = [_bound(f"proxy {listen[0]} port {listen[1]}", lambda: _listen(*listen))]
+            sockets["proxy"] = [_bound(f"proxy {listen[0]} port {listen[1]}", lambda: listen_proxy(*listen))]
         sockets["admin"] = [_listen_private(self.config.control_socket, socket.SOCK_STREAM)]
         sockets["sdk"] = []
         if self.config.sdk.enabled:
@@ -234,7 +234,7 @@ def _bound(what: str, bind: Callable[[], T]) -> T:
         raise StartError(f"{what}: {error.strerror or error}") from error
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen_proxy(host: str, port: int) -> socket.socket:
     """The proxy's socket. Without SO_REUSEPORT: nobody can join it."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

@@ -121,10 +121,13 @@ def _plan(config: Config) -> int:
     prepare(lambda text: print(f"nyxd: {text}", file=sys.stderr, flush=True))
 
     from shards import upgrade  # after the kernels, as below
+    from shards.rehearsal import obstacles
     from shards.supervisor import worker_count
     from shards.worker import worker_columns
 
-    print(json.dumps(upgrade.describe(config, worker_count(config), worker_columns(config))), flush=True)
+    workers, own = worker_count(config), worker_columns(config)
+    plan = upgrade.describe(config, workers, own) | {"obstacles": obstacles(config, workers, own)}
+    print(json.dumps(plan), flush=True)
     return 0
 
 

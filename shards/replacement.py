@@ -17,6 +17,7 @@ from nyx.wire.orders import Message
 from shards import upgrade
 from shards.orders import OrderRefusedError, Orders
 from shards.process import Child, Watch
+from shards.rehearsal import in_the_way
 from shards.say import say
 
 if TYPE_CHECKING:
@@ -113,13 +114,16 @@ class Replacement:
             say("error", f"the new version could not be executed ({error.strerror}): this one goes on")
 
     def _decide(self, preflight: _Preflight, then: Mapping[str, Any]) -> None:
-        changes = upgrade.differences(upgrade.describe(self._plan.config, len(self._held.events), self._plan.columns), then)
+        now = upgrade.describe(self._plan.config, len(self._held.events), self._plan.columns)
+        changes = upgrade.differences(now, then)
         if not changes:
             self._orders.answer(preflight.order, {"drained": False, "changes": []})
             self._replace()
             return
         if preflight.drain is None:
             raise OrderRefusedError("what runs cannot be kept: " + "; ".join(changes))
+        if hindered := in_the_way(now, then, then.get("obstacles", ())):
+            raise OrderRefusedError("the node could not start again, nothing was changed: " + "; ".join(hindered))
         self._orders.answer(preflight.order, {"drained": True, "changes": changes})
         self._drain_until = time.monotonic() + preflight.drain
         self._drain()

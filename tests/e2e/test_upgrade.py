@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -91,6 +92,13 @@ def test_code_that_does_not_start_changes_nothing_and_another_layout_drains(tmp_
         code, document = command(network, client, "upgrade", "--no-drain")
         assert code == 1
         assert "lays its memory out differently" in document["message"]
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            file.write_text(right.replace(f":{network.proxy_port}", f":{port}"))
+            code, document = command(network, client, "upgrade")
+        assert code == 1
+        assert f"proxy 127.0.0.1 port {port}: Address already in use" in document["message"], document
+        file.write_text(right + "\n[limits]\nstreams = 128\n")
         assert pids(network, client) == before
         running = pool.submit(fetch, network, web, DOWNLOAD // 4)
         time.sleep(0.5)
