@@ -80,6 +80,8 @@ class Server:
                 await self._converse(reader, writer)
         except (OSError, TimeoutError):
             pass  # the peer went away or fell silent: its answer has no reader
+        except asyncio.CancelledError:
+            pass  # this process ends: nobody waits for the task, and asyncio would log it as a failure
         finally:
             self._open[known] -= 1
             writer.close()
