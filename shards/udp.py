@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from nyx.kernel import address, address_of, foreign, inline, kernel
 from nyx.wire.geometry import PACKET_SIZE
 from shards.address import ADDRESS_SIZE
+from shards.marks import fix_marks
 from shards.pool import Pool, give_slot, take_slots
 
 Words = NDArray[np.int64]
@@ -77,9 +78,6 @@ _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 _GRO_HEADER: Final = _SOL_UDP | _UDP_GRO << 32  # level and type of a cmsghdr as one little-endian word
 _GSO_HEADER: Final = _SOL_UDP | _UDP_SEGMENT << 32
-_IP_MTU_DISCOVER: Final = 10
-_IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_PROBE: Final = 3  # DF always set, and no forged ICMP message can change what we send
 _MSG_DONTWAIT: Final = 0x40
 _MSG_TRUNC: Final = 0x20
 _LOW: Final = 0xFFFFFFFF
@@ -354,9 +352,7 @@ class Udp:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             _try(sock, socket.SOL_SOCKET, option, buffer)
         self.receive_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        _try(sock, socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-        if sock.family == socket.AF_INET6:
-            _try(sock, socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        fix_marks(sock)
         self.receiving: Words = np.zeros(_RECEIVE_WORDS, np.int64)
         segments, messages = (GRO_SEGMENTS, GRO_MESSAGES) if self.gro else (1, PLAIN_MESSAGES)
         self.receiving[:_STATE_WORDS] = (sock.fileno(), segments, messages, segments * messages)

@@ -32,6 +32,7 @@ from shards.edge.contract import NEVER, SECOND, Epoll, Streams, Words
 from shards.edge.reasons import CODE_TARGET_RESET, Reason
 from shards.edge.table import EdgeTable, socket_inode
 from shards.kernels import tcp
+from shards.marks import fix_marks
 
 MASK: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 DRAIN_TIME: Final = 30 * SECOND  # how long a broken socket's last bytes may take to be acknowledged
@@ -60,6 +61,7 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    fix_marks(sock)
 
 
 def whole_close(sock: socket.socket) -> None:
