@@ -1,8 +1,9 @@
 """What the headers below ours say: fixed for every socket of the node, and never taken from what came in.
 
-Place on a packet's way: none; set once, when a socket is made or taken over. A relay that copied a mark (time to live, type of service
-with its ECN bits, flow label, fragmentation) from one side to the other would carry it past the onion's layers. The values are
-what the kernel has without any setting, so that a node is not known by them; a changed default of the machine does not pass.
+Place on a packet's way: none; set once, when a socket is made or taken over. A relay that copied a mark (time to live, type of
+service with its ECN bits, flow label, fragmentation) from one side to the other would carry it past the onion's layers. The
+values are what the kernel has without any setting, so that a node is not known by them; a changed default of the machine does
+not pass.
 Errors that ICMP reports are not queued for a UDP socket: whoever can write one could otherwise make each send fail.
 Source: Linux ip(7), ipv6(7), udp(7); RFC 6864 (the identification of a packet that is not fragmented says nothing).
 """
