@@ -37,6 +37,7 @@ T = TypeVar("T")
 Entropy = Callable[[int], bytes]
 
 BACKLOG: Final = 128
+PROXY_BACKLOG: Final = 4096  # what the kernel allows by default: a flood of slow clients must not make it drop an honest one
 SHARED: Final = ("packets", "statistics", "node", "versions")  # memory of all workers, beside one for each
 
 READABLE: Final = ("statistics", "node", "versions")  # by the control process
@@ -242,7 +243,7 @@ def listen_proxy(host: str, port: int) -> socket.socket:
         # What is accepted inherits this: killed a moment later, its worker leaves a reset behind, not an end of file.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        sock.listen(PROXY_BACKLOG)
     except OSError:
         sock.close()
         raise

@@ -16,6 +16,7 @@ SMALL = {
     "bench.compare_tor": ["--circuits", "1,3", "--mib", "2", "--rounds", "1", "--only", "nyx,ssh"],
     "bench.faults": ["--seconds", "3", "--only", "client: worker"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
+    "bench.slow": ["--sockets", "300", "--seconds", "2", "--every", "1"],
     "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],
     "bench.recovery": ["--rounds", "1"],
     "bench.crypto": ["--rounds", "3"],

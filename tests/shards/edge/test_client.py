@@ -249,6 +249,28 @@ def test_places_are_bounded_and_slow_greetings_give_way(net):
         app.close()
 
 
+def test_a_crowd_of_slow_greetings_delays_an_honest_one_by_what_it_takes_to_let_them_through(net):
+    """Sixteen places, so sixteen slow ones a tenth of a second: 60 of them cost the one behind them three of those."""
+    slow = [net.application() for _ in range(60)]
+    for app in slow:
+        app.send(b"\5")
+    server, port = net.target()
+    app = net.application()
+    app.send(socks_request("127.0.0.1", port))
+    waited = 0
+    while not net.asked and waited < 20:
+        net.pass_time(0.05)
+        waited += 1
+    assert 4 <= waited <= 10
+    assert net.read(app, 12) == b"\5\0" + b"\5\0\0\1" + bytes(6)
+    net.accept(server)
+    net.pass_time(11)
+    assert net.client.edge.collect()["clients"] == 0
+    for other in slow:
+        with contextlib.suppress(ConnectionError):
+            assert other.recv(10) == b""
+
+
 def test_accepting_rests_when_every_place_waits_and_goes_on_after(net):
     net.circuits = None
     apps = [net.application() for _ in range(16)]
