@@ -100,7 +100,7 @@ class SmallNode:
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
             [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(16),
-             *filter_columns(1 << 8), *stream_columns(8, 8, RING)]
+             *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]
         )  # fmt: skip
         self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1), *statistics_columns(1)])
         self.secret = int.from_bytes(self.entropy(8), "big")
@@ -113,7 +113,7 @@ class SmallNode:
         columns, shared = self.columns, self.shared
         rings = Rings(shared, 0, 1, [0])
         self.pool = Pool(shared, 0, 1, rings.in_use())
-        self.air = Air(self.address, self.pool, self.net.fly)
+        self.air = self.net.socket(self.address, self.pool)
         context: Any = SimpleNamespace(
             index=0, workers=1, config=self.config, keys=self.keys, snapshot=self.net.snapshot, udp=self.air,
             proxy=("listening",) if self.proxy else (), sdk=(), columns=columns, shared=shared,
@@ -185,8 +185,10 @@ class SmallNode:
 class Network:
     """Nodes by their addresses, and the packets between them. `watch` may look at each packet, change it, or drop it (None)."""
 
-    def __init__(self, rng: Any, folder: Any, relays: int = 3, *, clients: int = 1, ahead: int = 0) -> None:
-        self.rng, self.folder = rng, folder
+    def __init__(
+        self, rng: Any, folder: Any, relays: int = 3, *, clients: int = 1, ahead: int = 0, buckets: int = 1 << 8
+    ) -> None:
+        self.rng, self.folder, self.buckets = rng, folder, buckets
         self.now, self.wall = 1000 * SECOND, NOW
         self.watch: Callable[[Flying], bytes | None] = lambda flying: flying.packet
         self.log: list[Flying] = []
@@ -207,6 +209,10 @@ class Network:
         node = SmallNode(self, host, keys, role, proxy=proxy, ahead=ahead)
         self.nodes[node.address] = node
         return node
+
+    def socket(self, address: bytes, pool: Pool) -> Any:
+        """What a node sends and receives by."""
+        return Air(address, pool, self.fly)
 
     def fly(self, flying: Flying) -> None:
         """A packet leaves; it arrives in the next round unless the watcher keeps it."""
