@@ -58,6 +58,8 @@ class Counter(IntEnum):
     REPAIRS = 32  # things that a new life of a worker found torn and mended (docs/architecture.md, "What a new life mends")
     REPAIRED_POSITIONS = 33  # of those: sockets whose positions differed from what the kernel had counted
     CONTROL_REPEATED = 34  # control packets that came again: the peer resent what had arrived
+    COOKIES_SENT = 35  # to strangers who had to prove their address
+    COOKIES_TAKEN = 36  # from relays under load, each made into a new initiation
 
 
 UNITS: Final[dict[str, str]] = {

@@ -11,6 +11,7 @@ from typing import Final
 
 ADDRESS_SIZE: Final = 28  # bytes of a sockaddr_in6, the larger of the two
 _V4_SIZE: Final = 16
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def pack(host: str, port: int, family: int) -> bytes:
@@ -32,6 +33,13 @@ def unpack(raw: bytes) -> tuple[str, int]:
         return str(ipaddress.IPv4Address(raw[4:8])), port
     ip = ipaddress.IPv6Address(raw[8:24])
     return str(ip.ipv4_mapped or ip), port
+
+
+def unpack_ip(raw: bytes) -> bytes:
+    """The 4 or 16 bytes of the address in raw bytes; a mapped IPv4 address comes out as 4."""
+    if struct.unpack_from("=H", raw)[0] == socket.AF_INET:
+        return raw[4:8]
+    return raw[20:24] if raw[8:20] == _MAPPED else raw[8:24]
 
 
 def size_of(raw: bytes) -> int:

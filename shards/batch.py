@@ -5,7 +5,7 @@ order of the calls is the order of docs/architecture.md, "A packet's day". What 
 answers, packets of strangers) is handed to Python, one at a time: those are rare.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from nyx.wire.geometry import (
 from shards import messages
 from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells, wrap_cells
 from shards.kernels.route import count_codes, find_sessions, sort_packets
+from shards.kernels.strangers import STRANGER
 from shards.outbox import Outbox
 from shards.pool import Pool
 from shards.ring import KIND_SHIFT, SLOT_MASK, Rings
@@ -37,6 +38,7 @@ from shards.tables import Table
 from shards.udp import BATCH, Udp
 
 Words = NDArray[np.int64]
+Sift = Callable[[NDArray[np.uint8], Words, Words, int, Words, Words], int]  # pool, slots, rows, n, done, drops: how many
 
 
 class Control(NamedTuple):
@@ -54,6 +56,10 @@ class Stranger(NamedTuple):
 
     packet: bytes
     source: bytes
+
+
+def _no_sift(_pool: Any, _slots: Any, _rows: Any, _n: int, _done: Any, _drops: Any) -> int:
+    return 0
 
 
 class Batch:
@@ -80,6 +86,7 @@ class Batch:
         self._circuits = circuits
         self.scratch: NDArray[np.uint8] = new_scratch()
         self.outbox = Outbox(columns, pool, udp, self.scratch)
+        self.sift: Sift = _no_sift
         self.drops: Words = np.zeros(len(Drop), np.int64)
         self.statistics = statistics
         self.circuit_of: Words = np.zeros(connections, np.int64)  # connection row -> circuit row + 1
@@ -97,7 +104,7 @@ class Batch:
         self._control: Words = np.zeros(BATCH, np.int64)
         self._done: Words = np.zeros(2 * BATCH, np.int64)
         self._counts: Words = np.zeros(8, np.int64)
-        self._n = self._known = 0
+        self._n = self._strange = 0
         self._n_control = 0
         tweaks = tweak_bytes(FORWARD, 0, 0, 0) + tweak_bytes(BACKWARD, 0, 0, 0)
         self._tweaks: NDArray[np.uint8] = np.frombuffer(tweaks, np.uint8).copy()
@@ -138,19 +145,25 @@ class Batch:
 
     def _open(self, n: int, now: int) -> int:
         pool, sessions, table = self._pool, self._columns["sessions"], self._sessions
-        self._n = self._known = n
-        self.ended = self._n_control = 0
+        self._n = n
+        self.ended = self._n_control = self._strange = 0
         self._counts[:] = 0
         if not n:
             return 0
-        self._known = known = find_sessions(
-            pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows
-        )
+        known = find_sessions(pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
+        if known < n:
+            self._sift(n)
         if known:
             windows = self._columns["session_windows"]
             open_packets(pool.packets, self._slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
             self._sort(n, now)
         return n
+
+    def _sift(self, n: int) -> None:
+        """Drop the strangers' packets that are nothing for us."""
+        dropped = self.sift(self._pool.packets, self._slots, self._rows, n, self._done, self.drops)
+        self._pool.give(self._done[:dropped])
+        self._strange = int((self._rows[:n] == STRANGER).sum())
 
     def _sort(self, n: int, now: int) -> None:
         pool, slots, counts = self._pool, self._slots, self._counts
@@ -189,7 +202,7 @@ class Batch:
     @property
     def rare(self) -> bool:
         """Whether `strangers` or `control` have anything."""
-        return self._n_control > 0 or self._known < self._n
+        return self._n_control > 0 or self._strange > 0
 
     def control(self) -> Iterator[Control]:
         """The packets that carry link frames, builds or answers; each slot is given back as it is read."""
@@ -205,10 +218,10 @@ class Batch:
 
     def strangers(self) -> Iterator[Stranger]:
         """The packets of unknown CIDs; each slot is given back as it is read, or handed to the worker whom the CID names."""
-        if self._n == 0:
+        if self._strange == 0:
             return
         packets, slots = self._pool.packets, self._slots
-        for i in np.flatnonzero(self._rows[: self._n] < 0):
+        for i in np.flatnonzero(self._rows[: self._n] == STRANGER):
             at = int(slots[i]) * PACKET_SIZE
             owner = worker_of(packets[at : at + CID_SIZE].tobytes(), self._multiplier, self._rings.workers)
             if owner == self._rings.me and slots is self.udp.slots:

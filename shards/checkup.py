@@ -22,16 +22,22 @@ class Checkup:
     """The conditions of one worker.
 
     `granted` is its receive buffer, `refused` counts descriptors that the system had not, `trouble` says what keeps it from
-    circuits of its own.
+    circuits of its own, `flood` what strangers do to it.
     """
 
     def __init__(
-        self, context: WorkerContext, granted: int, refused: Callable[[], int], trouble: Callable[[], str | None]
+        self,
+        context: WorkerContext,
+        granted: int,
+        refused: Callable[[], int],
+        trouble: Callable[[], str | None],
+        flood: Callable[[], str | None],
     ) -> None:
         self._context = context
         self._granted = granted
         self._refused = refused
         self._trouble = trouble
+        self._flood = flood
         self._conditions = Conditions()
         self._shortage = Shortage()
         self._rows = [statistics_row(context.shared["statistics"], index) for index in range(context.workers)]
@@ -52,6 +58,7 @@ class Checkup:
         judge = self._conditions.judge
         judge("descriptors", self._shortage.condition(self._refused(), now))
         judge("circuits", self._trouble())
+        judge("flood", self._flood())
         row = self._context.shared["node_workers"][self._context.index]
         judge("records", quarantine.describe(int(row["quarantined"]), int(row["quarantined_kind"]), self._context.index))
         if self._context.index == 0:

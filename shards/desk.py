@@ -23,6 +23,7 @@ from shards.circuits import CircuitRows
 from shards.clients import ClientCircuits
 from shards.context import WorkerContext
 from shards.edge.edge import Edge
+from shards.fair import Budget, serve
 from shards.hops import Hops
 from shards.link import Link
 from shards.links import Links
@@ -49,6 +50,7 @@ class CircuitDesk:
         self._streams = streams
         self._statistics: NDArray[np.int64] = batch.statistics
         self._bad_seen = 0
+        self._budget = Budget()
         self.clients: ClientCircuits | None = None
         self.hops: Hops | None = None
         if context.proxy or context.sdk:
@@ -109,7 +111,7 @@ class CircuitDesk:
         """Take a build or answer cell."""
         if cell.kind == KIND_BUILD:
             if self.hops:
-                self.hops.on_build(link, session, cell, now, self._links.wall)
+                self.hops.on_build(link, session, cell, now)
             else:
                 self._batch.drops[Drop.BAD_BUILD] += 1
         elif not (self.clients and self.clients.on_answer(link, session, cell, now)) and not (
@@ -138,6 +140,22 @@ class CircuitDesk:
             self.hops.on_link_lost(link)
         for row, side in self.rows.on_link(link.row):
             self.end_row(row, DestroyReason.LINK_LOST, knows=side)
+
+    # ------------------------------------------------------------ public-key operations
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a handshake or a build waits for its turn."""
+        return self._links.strangers.waiting > 0 or (self.hops is not None and self.hops.waiting > 0)
+
+    def serve(self, now: int, wall: int) -> None:
+        """After a batch: what strangers have coming until the next one, handshakes and builds in turn."""
+        self._budget.renew()
+        strangers, hops = self._links.strangers, self.hops
+        strangers.renew()
+        serve(
+            self._budget, lambda: strangers.serve(now, wall), lambda: hops.serve(now, wall) if hops else 0
+        )  # fmt: skip
 
     # ------------------------------------------------------------ ends
 

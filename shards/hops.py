@@ -2,7 +2,8 @@
 
 Place on a packet's way: build and answer cells of the control channel end here; the circuit's row is what remains.
 
-    COLLECT   build cells come in on one leg         -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s
+    COLLECT   build cells come in on one leg, then    -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s
+              wait for their turn, link after link
     ANSWERS   cells passed on, answers awaited        -> OPEN, or gone after 14 s (DESTROY both ways), 3 s while there is no link
     OPEN      the row carries cells                   -> gone by DESTROY, a lost link, 120 s without a cell, a failed cell
 
@@ -28,6 +29,7 @@ from nyx.wire.geometry import BUILD_SLOTS
 from nyx.wire.packet import KIND_ANSWER, KIND_BUILD
 from shards.circuits import CircuitRows, Leg
 from shards.context import WorkerContext
+from shards.fair import PIECE, FairQueue
 from shards.link import Link
 from shards.links import Links
 from shards.tables import ROLE_LAST, ROLE_RELAY
@@ -37,8 +39,12 @@ COLLECT_LIMIT: Final = 2 * SECOND
 ANSWER_LIMIT: Final = 14 * SECOND
 LINK_LIMIT: Final = 3 * SECOND  # for a link to the next hop: the client hears of it in time to try another path
 COLLECTING_PER_LINK: Final = 64  # builds of one neighbour whose seven cells are not all there
-PENDING_PER_LINK: Final = 512  # builds of one neighbour that are not answered, those included
+COLLECTING_MAX: Final = 1024  # of a worker: 9 KiB each; one more takes the place of the oldest
+PENDING_PER_CLIENT: Final = 64  # builds of one neighbour that are not answered, those included
+PENDING_PER_RELAY: Final = 512  # of one that is a relay: an eighth of all
 PENDING_MAX: Final = 4096  # builds of a worker that are not answered: at most 9 KiB of cells each
+COMPLETE_MAX: Final = 512  # builds that wait for their public-key operations
+COMPLETE_PER_LINK: Final = COMPLETE_MAX // 8
 
 LOW_BITS: Final = (1 << 31) - 1  # of a circuit id, random
 
@@ -87,6 +93,8 @@ class Hops:
         self._drops = drops
         self._opened = opened
         self._pending: dict[Place, _Pending] = {}  # every build that is not answered, by the leg on which it came
+        self._half: dict[_Pending, None] = {}  # those whose cells are not all there, the oldest first
+        self._complete: FairQueue[int, _Pending] = FairQueue(COMPLETE_MAX, COMPLETE_PER_LINK)  # by link row
         self._awaited: dict[Place, _Pending] = {}  # those passed on, by the leg on which the answers come
         self._linking: set[_Pending] = set()  # opened, and the link to the next hop is being made
         self._collecting: Counts[int] = Counts()  # by link row
@@ -97,10 +105,15 @@ class Hops:
         """Builds that are not answered."""
         return len(self._pending)
 
+    @property
+    def waiting(self) -> int:
+        """Builds that wait for their public-key operations."""
+        return len(self._complete)
+
     # ------------------------------------------------------------ build cells
 
-    def on_build(self, link: Link, session: int, cell: CellReceived, now: int, wall: int) -> None:
-        """Take a build cell; the seventh opens the build."""
+    def on_build(self, link: Link, session: int, cell: CellReceived, now: int) -> None:
+        """Take a build cell; with the seventh the build waits for its turn."""
         pending = self._pending.get((link.row, cell.circuit)) or self._begin(link, session, cell.circuit, now)
         if pending is None:
             return
@@ -110,29 +123,45 @@ class Hops:
         pending.cells.setdefault(cell.slot, cell.cell)
         if len(pending.cells) == BUILD_SLOTS:
             self._collected(pending)
-            self._open(pending, now, wall)
-            pending.cells.clear()
+            if not self._complete.put(link.row, pending):
+                self._drops[Drop.OVERFLOW] += 1
+                self._leave(pending)
+
+    def serve(self, now: int, wall: int) -> int:
+        """Open the build whose turn it is; returns the public-key operations that it took, 0 when none waits."""
+        while (pending := self._complete.take()) is not None:
+            if self._pending.get((pending.link.row, pending.circuit_id)) is pending:  # else it ended while it waited
+                self._open(pending, now, wall)
+                pending.cells.clear()
+                return PIECE
+        return 0
 
     def _begin(self, link: Link, session: int, circuit_id: int, now: int) -> _Pending | None:
         chosen_by_responder = bool(circuit_id >> 31)
         if chosen_by_responder != link.initiator or self._rows.taken(link.row, circuit_id) or not circuit_id & LOW_BITS:
             self._drops[Drop.BAD_BUILD] += 1
             return None
+        most = PENDING_PER_RELAY if link.node else PENDING_PER_CLIENT
         if (
             self._collecting[link.row] >= COLLECTING_PER_LINK
-            or self._per_link[link.row] >= PENDING_PER_LINK
+            or self._per_link[link.row] >= most
             or len(self._pending) >= PENDING_MAX
         ):
             self._drops[Drop.OVERFLOW] += 1
             return None
+        if len(self._half) >= COLLECTING_MAX:  # an honest build is whole within milliseconds: the oldest is not
+            self._drops[Drop.OVERFLOW] += 1
+            self._leave(next(iter(self._half)))
         pending = _Pending(link, session, circuit_id, now + COLLECT_LIMIT)
         self._pending[link.row, circuit_id] = pending
+        self._half[pending] = None
         self._collecting[link.row] += 1
         self._per_link[link.row] += 1
         return pending
 
     def _collected(self, pending: _Pending) -> None:
         pending.collecting = False
+        self._half.pop(pending, None)
         _take_one(self._collecting, pending.link.row)
 
     def _leave(self, pending: _Pending) -> None:

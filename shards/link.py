@@ -43,7 +43,9 @@ class Link:
     channels: dict[tuple[int, int], Channel] = field(default_factory=dict)  # (generation, session) -> its control channel
     upgrade: LinkUpgrade | None = None
     attempt: Initiator | None = None
+    cookie: bytes = b""  # that the responder asked for, for the tries that follow
     tries: int = 0
+    asked: int = 0  # cookies that the responder has sent
     due: int = 0  # of the next try, or of the end of KEYING
     retire: int = 0  # when generation 0 goes; 0: it has gone or is needed
     circuits: int = 0

@@ -22,11 +22,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nyx.crypto.keys import PublicKeys
 from nyx.errors import RemoteProtocolError
 from nyx.link.channel import DEFAULT_RTT, QUEUE_LIMIT, CellReceived, Channel, ChannelState, Failed, FrameReceived, Violation
 from nyx.link.frames import Close, Crypto, Destroy, Frame, NewCid, Ping, ReceiveWindow
-from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTable, check_mac1, respond
+from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets
 from nyx.link.upgrade import LinkUpgrade
 from nyx.path.directory import Node
 from nyx.stats import Counter, Latency, latency_histogram
@@ -37,6 +36,7 @@ from shards.context import WorkerContext
 from shards.link import WINDOW_UNKNOWN, Link, LinkState, WhenUp
 from shards.messages import pack_secrets
 from shards.sessions import SessionRows, receive_window
+from shards.strangers import Strangers
 
 SECOND: Final = 1_000_000_000
 FIRST_TRY: Final = 1 * SECOND  # an initiation waits so long for its answer; each further try twice as long, up to 4 s
@@ -87,8 +87,8 @@ class Links:
         self._round_trips = latency_histogram(context.shared["latencies"], context.index, Latency.LINK_ROUND_TRIP)
         self.suites = rows.suites
         self._window = receive_window(batch.udp.receive_buffer)
-        self._replays = ReplayTable(context.columns["handshakes_seen"], context.entropy)
-        self._pending: dict[bytes, Link] = {}  # CID of the awaited answer -> link
+        self.strangers = Strangers(context, batch, rows, self._window, lambda: self.crowded, self._hand_to_first)
+        self._pending: dict[bytes, Link] = {}  # CID of the awaited answer, or of a cookie -> link
         self._by_tag: dict[bytes, Link] = {}
         self._by_node: dict[bytes, Link] = {}
         self._by_row: dict[int, Link] = {}  # session row -> link
@@ -217,26 +217,38 @@ class Links:
         self._by_tag[link.tag] = self._by_number[link.row] = link
 
     def _try(self, link: Link, node: Node, suites: list[int], now: int, wall: int) -> None:
-        if link.attempt:
-            self._pending.pop(link.attempt.answer_cid, None)
+        self._forget_attempt(link)
         cids = self._rows.new_cids()
-        link.attempt = Initiator(node.public, self._context.keys, suites, cids, self._entropy, wall)
+        link.attempt = Initiator(node.public, self._context.keys, suites, cids, self._entropy, wall, link.cookie)
         link.due = now + (FIRST_TRY << min(link.tries, DOUBLINGS))
         link.tries += 1
         link.created = now
-        self._pending[link.attempt.answer_cid] = link
+        for cid in (link.attempt.answer_cid, link.attempt.cookie_cid):
+            self._pending[cid] = link
+            self.strangers.sift.expect(cid)
         self._row[Counter.HANDSHAKES_STARTED] += 1
         self._batch.udp.send_raw(link.address, link.attempt.packet)
+
+    def _forget_attempt(self, link: Link) -> None:
+        if link.attempt:
+            for cid in (link.attempt.answer_cid, link.attempt.cookie_cid):
+                self._pending.pop(cid, None)
+                self.strangers.sift.forget(cid)
+        link.attempt = None
 
     def on_stranger(self, stranger: Stranger, now: int, wall: int) -> None:
         """Take a packet whose CID names no session: an answer that we wait for, an initiation, or junk."""
         self.wall = wall
         link = self._pending.get(stranger.packet[:CID_SIZE])
         try:
-            if link and link.attempt:
+            if link is None or link.attempt is None:
+                self.strangers.admit(stranger, now, wall)
+            elif stranger.packet[:CID_SIZE] == link.attempt.answer_cid:
                 self._on_answer(link, link.attempt, stranger, now)
+            elif (cookie := link.attempt.cookie(stranger.packet)) is not None:
+                self._on_cookie(link, cookie, now, wall)
             else:
-                self._on_initiation(stranger, now, wall)
+                self._drop(Drop.BAD_HANDSHAKE)
         except HandshakeError as error:
             self._drop(error.drop)
 
@@ -245,41 +257,25 @@ class Links:
 
     def _on_answer(self, link: Link, attempt: Initiator, stranger: Stranger, now: int) -> None:
         secrets = attempt.finish(stranger.packet)
-        del self._pending[attempt.answer_cid]
-        link.attempt = None
+        self._forget_attempt(link)
         link.window = secrets.receive_window or WINDOW_UNKNOWN
         link.rtt = now - link.created
         self._begin_keying(link, secrets, now)
 
-    def _on_initiation(self, stranger: Stranger, now: int, wall: int) -> None:
-        keys = self._context.keys
-        if keys is None:
-            self._drop(Drop.UNKNOWN_CID)
+    def _on_cookie(self, link: Link, cookie: bytes, now: int, wall: int) -> None:
+        """The relay is under load and wants to see that its packets reach us: a wholly new initiation shows it, and is no try."""
+        if link.asked >= TRIES:
             return
-        packet = stranger.packet
-        if not check_mac1(packet, keys.public, wall):
-            self._drop(Drop.FORGED_HANDSHAKE)
-            return
-        if self._replays.seen(packet, wall):
-            self._drop(Drop.REPLAYED_HANDSHAKE)
-            return
-        if self.crowded:
-            self._drop(Drop.NO_BUFFER)
-            return
-        started, cids = self._context.started, self._rows.new_cids()
-        response = respond(packet, keys, self.suites, cids, self._entropy, wall, self._relay_keys, self._window, started)
-        self._batch.udp.send_raw(stranger.source, response.packet)
-        self._row[Counter.HANDSHAKES_ANSWERED] += 1
-        self._hand_to_first(response.secrets, stranger.source, now)
+        link.asked += 1
+        link.tries -= 1
+        self._row[Counter.COOKIES_TAKEN] += 1
+        link.cookie = cookie
+        self._again(link, now, wall)
 
     @property
     def crowded(self) -> bool:
         """Whether nobody may begin another link with us."""
         return len(self._by_tag) >= STRANGERS_MAX
-
-    def _relay_keys(self, link_key: bytes) -> PublicKeys | None:
-        node = self._context.snapshot.by_link_key(link_key)
-        return node.public if node else None
 
     def _hand_to_first(self, secrets: LinkSecrets, source: bytes, now: int) -> None:
         node = secrets.peer.node_id if secrets.peer else None
@@ -509,6 +505,7 @@ class Links:
     def on_timer(self, now: int, wall: int) -> None:
         """Once a second: tries, half-open links, old generations, keep-alive, silence."""
         self.wall = wall
+        self.strangers.on_timer(now, wall)
         if now < self._next_sweep:
             return
         self._next_sweep = now + SECOND
@@ -587,8 +584,7 @@ class Links:
             return
         was = link.state
         link.state = LinkState.GONE
-        if link.attempt:
-            self._pending.pop(link.attempt.answer_cid, None)
+        self._forget_attempt(link)
         self._by_tag.pop(link.tag, None)
         self._by_number.pop(link.row, None)
         if link.node and self._by_node.get(link.node) is link:

@@ -42,7 +42,8 @@ from shards.say import say
 LIMIT: Final = 3  # faults with the same row in hand
 FAULTS_MOST: Final = 12  # lives in a row: four records are closed one after the other in as many
 FAULT_AGE: Final = 10_000_000_000  # ns; a life of this age ends the row
-_LASTING: Final = ("handshakes_seen", "filter", "filter_table")  # what must not be taken twice: no row of it leads anywhere
+# What must not be taken twice, and quotas: no row of it leads anywhere.
+_LASTING: Final = ("handshakes_seen", "handshakes_proven", "quotas", "filter", "filter_table")
 _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 _MADV_REMOVE: Final = 9
 _EXITED: Final = 256  # node_workers.killed_by: exit codes lie above signals

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nyx.columns import Column
 from nyx.config import Config
 from nyx.link.channel import control_columns
-from nyx.link.handshake import replay_columns
+from nyx.link.initiations import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
 from nyx.path.policy import Policy
@@ -42,6 +42,7 @@ from shards.poller import Poller, drain
 from shards.pool import Pool
 from shards.process import open_descriptors
 from shards.quarantine import FAULT_AGE, begin_life
+from shards.quotas import quota_columns
 from shards.ring import Rings
 from shards.sessions import SessionRows, offered_suites, peer_columns
 from shards.settings import Settings
@@ -79,7 +80,8 @@ def worker_columns(config: Config) -> list[Column]:
         *session_columns(sessions),
         *peer_columns(sessions),
         *control_columns(sessions),
-        *replay_columns(1 << 20),
+        *replay_columns(1 << 20, 1 << 18),
+        *quota_columns(),
         *circuit_columns(limits.circuits),
         *filter_columns(FILTER_BUCKETS),
         *stream_columns(limits.connections, limits.streams, STREAM_RING),
@@ -134,6 +136,7 @@ class Worker:
         self.available = _available()
         session_rows = SessionRows(context, sessions, offered_suites(config.suite.prefer, self.available))
         self.links = Links(context, self.batch, session_rows, self.batch.post)
+        self.links.strangers.on_timer(now, int(time.time()))
         circuit_rows = CircuitRows(columns, circuits, context.entropy)
         policy = Policy.parse(config.exit.policy) if config.node.role == "exit" else None
         self.edge = Edge(
@@ -144,7 +147,11 @@ class Worker:
         self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
         self.links.circuits = self.desk
         self.checkup = Checkup(
-            context, self.udp.receive_buffer, lambda: self.edge.core.counters["no_descriptor"], self.desk.trouble
+            context,
+            self.udp.receive_buffer,
+            lambda: self.edge.core.counters["no_descriptor"],
+            self.desk.trouble,
+            self.links.strangers.condition,
         )
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
@@ -220,6 +227,7 @@ class Worker:
                 break
         if self.context.workers > 1:
             self._from_others(now)
+        self.desk.serve(now, self.links.wall)
         if self._active or self.edge.pending:
             self._events(now)
             self.edge.pump(now)
@@ -251,7 +259,7 @@ class Worker:
 
     def _patience(self) -> int:
         """Nanoseconds until something is due; 0 when there is work already."""
-        busy = self.edge.pending or (self.streams.pending and not self._blocked)
+        busy = self.edge.pending or self.desk.waiting or (self.streams.pending and not self._blocked)
         if busy or self.settings.busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
         due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())

@@ -74,6 +74,8 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.REPAIRS: _counted("repairs", "Things that a new life of a worker found torn and mended."),
     Counter.REPAIRED_POSITIONS: _counted("repaired_positions", "Of those: sockets whose positions differed from the kernel's."),
     Counter.CONTROL_REPEATED: _counted("control_packets_repeated", "Control packets that came again."),
+    Counter.COOKIES_SENT: _counted("cookies_sent", "Cookies sent to strangers who had to prove their address, under load."),
+    Counter.COOKIES_TAKEN: _counted("cookies_taken", "Cookies of loaded relays, each answered by a new handshake."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))

@@ -21,18 +21,15 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
-import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from nacl.bindings import crypto_shorthash_siphash24
-from numpy.typing import NDArray
 
-from nyx.columns import Column
 from nyx.crypto import schedule
 from nyx.crypto.kem import Entropy, encapsulate, x25519, x25519_public
 from nyx.crypto.keys import PublicKeys, StaticKeys
 from nyx.crypto.suites import LINK_KEY_SIZES
 from nyx.errors import LocalProtocolError, RemoteProtocolError
+from nyx.link.cookie import cookie_cid, mac2, open_cookie
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import (
     ANSWER_BODY_SIZE,
@@ -60,7 +57,6 @@ VERSION: Final = 1
 FLAG_RELAY: Final = 1  # the initiator is a relay and names its static key
 MAC_SLOT: Final = 120  # seconds a mac1 key lives
 CLOCK_SKEW: Final = 120  # seconds between the two clocks
-REPLAY_KEPT: Final = 360  # seconds: mac1 is accepted over three slots
 INITIATION_HEADER: Final = bytes((0x80, 0)) + (PACKET_SIZE - HEADER_SIZE).to_bytes(2, "big")
 ANSWER_HEADER: Final = bytes((0x90, 0)) + (PACKET_SIZE - HEADER_SIZE).to_bytes(2, "big")
 _INITIATION_BODY: Final = struct.Struct(">HHHHII48s32s")  # versions, suites, flags, zero, time, zero, CIDs, static X25519
@@ -135,7 +131,7 @@ class Response:
     secrets: LinkSecrets
 
 
-# ---------------------------------------------------------------- mask, mac1, replays
+# ---------------------------------------------------------------- mask, mac1
 
 
 @lru_cache(maxsize=1024)
@@ -159,6 +155,12 @@ def _mac1(packet: bytes, public: PublicKeys, slot: int) -> bytes:
     return hashlib.blake2b(packet[:INIT_MAC1], digest_size=MAC_SIZE, key=_mac1_key(public, slot)).digest()
 
 
+def mac1_keys(public: PublicKeys, wall: int) -> bytes:
+    """The keys of mac1 that are in force, joined: of this time slot and of its neighbours, the likeliest first."""
+    slot = wall // MAC_SLOT
+    return b"".join(_mac1_key(public, near) for near in (slot, slot - 1, slot + 1))
+
+
 def check_mac1(packet: bytes, public: PublicKeys, wall: int) -> bool:
     """Whether a packet of a stranger can be an initiation to us: length and mac1, made for this time slot or a neighbour's.
 
@@ -169,63 +171,6 @@ def check_mac1(packet: bytes, public: PublicKeys, wall: int) -> bool:
     slot = wall // MAC_SLOT
     claimed = packet[INIT_MAC1:INIT_MAC2]
     return any(hmac.compare_digest(_mac1(packet, public, near), claimed) for near in (slot, slot - 1, slot + 1))
-
-
-_GENERATIONS: Final = REPLAY_KEPT // MAC_SLOT + 1
-_WAYS: Final = 8
-_KEY_WORDS: Final = 4
-_HEAD_WORDS: Final = _KEY_WORDS + 1  # the key, then the newest time slot plus one
-
-
-def replay_columns(capacity: int = 1 << 16) -> list[Column]:
-    """The column of one worker's ReplayTable, with room for about `capacity` initiations within 360 s."""
-    buckets = max(1, capacity // (_GENERATIONS * _WAYS))
-    return [Column("handshakes_seen", np.dtype("u4"), _HEAD_WORDS + buckets * _GENERATIONS * _WAYS)]
-
-
-class ReplayTable:
-    """Initiations seen in the last 360 s, as fingerprints of 4 bytes: a second copy meets silence.
-
-    Layout of the words: key of 16 bytes (zero: none drawn yet), newest slot + 1, then `buckets` x 4 generations of 120 s x 8
-    fingerprints; 0 is empty. One worker writes it, and it outlives that worker: all copies of a packet carry one CID, so they
-    are steered to the same worker. A full bucket counts as seen. The fingerprint covers bytes 0-1247, not mac1, which
-    anybody can make again for another time slot.
-    """
-
-    def __init__(self, words: NDArray[np.uint32], entropy: Entropy) -> None:
-        self._words = words
-        self._table = words[_HEAD_WORDS:].reshape(-1, _GENERATIONS, _WAYS)
-        if not words[:_KEY_WORDS].any():
-            words[:_KEY_WORDS] = np.frombuffer(entropy(4 * _KEY_WORDS), np.uint32)
-        self._key = words[:_KEY_WORDS].tobytes()
-
-    def __repr__(self) -> str:
-        return f"ReplayTable(buckets={len(self._table)})"
-
-    def _turn(self, slot: int) -> int:
-        """Empty the generations that have passed; a clock that steps back empties none. Returns the newest slot."""
-        newest = int(self._words[_KEY_WORDS]) - 1
-        if slot <= newest:
-            return newest
-        for passed in range(max(newest + 1, slot - _GENERATIONS + 1), slot + 1):
-            self._table[:, passed % _GENERATIONS] = 0
-        self._words[_KEY_WORDS] = slot + 1
-        return slot
-
-    def seen(self, packet: bytes, wall: int) -> bool:
-        """Whether this initiation was here before; remembers it if not. To be asked only after mac1 was right."""
-        newest = self._turn(wall // MAC_SLOT)
-        word = int.from_bytes(crypto_shorthash_siphash24(packet[:INIT_MAC1], self._key), "little")
-        fingerprint = (word & 0xFFFFFFFF) or 1
-        bucket = self._table[(word >> 32) % len(self._table)]
-        if bool((bucket == fingerprint).any()):
-            return True
-        generation = bucket[newest % _GENERATIONS]
-        free = np.flatnonzero(generation == 0)
-        if not free.size:
-            return True
-        generation[free[0]] = fingerprint
-        return False
 
 
 # ---------------------------------------------------------------- fields
@@ -271,7 +216,8 @@ class Initiator:
     """One attempt to open a link: send `packet`, give every packet that arrives under `answer_cid` to `finish`.
 
     `suites` are those of ours that the peer's signed descriptor names too. `me` is None for a client. Nothing changes when
-    `finish` refuses a packet, so that a forged answer cannot hinder the true one. An attempt finishes once.
+    `finish` refuses a packet, so that a forged answer cannot hinder the true one. An attempt finishes once. What arrives under
+    `cookie_cid` goes to `cookie`: a responder under load wants a wholly new attempt that carries its `cookie`.
     """
 
     def __init__(
@@ -282,6 +228,7 @@ class Initiator:
         local_cids: Sequence[bytes],
         entropy: Entropy,
         wall: int,
+        cookie: bytes = b"",
     ) -> None:
         self.peer: Final = peer
         self.suites: Final = _checked_suites(suites)
@@ -289,7 +236,8 @@ class Initiator:
         self.answer_cid: Final = self.local_cids[0]
         self._me = me
         self._e: bytes | None = entropy(X25519_SIZE)
-        self._ck1, self._h1, self._sealed, self.packet = self._initiate(entropy, wall)
+        self._ck1, self._h1, self._sealed, self.packet = self._initiate(entropy, wall, cookie)
+        self.cookie_cid: Final = cookie_cid(self.packet[:CID_SIZE], peer)
 
     def __repr__(self) -> str:
         return f"Initiator(peer={self.peer!r})"
@@ -300,7 +248,7 @@ class Initiator:
         cids = b"".join(self.local_cids)
         return _INITIATION_BODY.pack(_mask_of((VERSION,)), _mask_of(self.suites), flags, 0, wall, 0, cids, static)
 
-    def _initiate(self, entropy: Entropy, wall: int) -> tuple[bytes, bytes, bytes, bytes]:
+    def _initiate(self, entropy: Entropy, wall: int, cookie: bytes) -> tuple[bytes, bytes, bytes, bytes]:
         assert self._e is not None
         peer = self.peer
         e_public = x25519_public(self._e)
@@ -312,7 +260,12 @@ class Initiator:
         key = schedule.expand(ck1, schedule.LABEL_INIT_SEAL, schedule.SEAL_KEY_SIZE, h1)
         sealed = schedule.seal(key, header, self._body(wall))
         masked = _masked(header + e_public + ct_r + sealed, INIT_MAC1, peer, 0)
-        return ck1, h1, sealed, masked + _mac1(masked, peer, wall // MAC_SLOT) + entropy(MAC_SIZE)
+        packet = masked + _mac1(masked, peer, wall // MAC_SLOT)
+        return ck1, h1, sealed, packet + (mac2(packet, cookie) if cookie else entropy(MAC_SIZE))
+
+    def cookie(self, packet: bytes) -> bytes | None:
+        """The cookie that the peer asks for; None when this is no answer of its to this attempt."""
+        return open_cookie(bytes(packet), self.packet, self.peer)
 
     def finish(self, packet: bytes) -> LinkSecrets:
         """The link's secrets from the answer. Raises HandshakeError (drop the packet, keep waiting) unless the peer made it."""

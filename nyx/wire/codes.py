@@ -33,6 +33,8 @@ class Drop(IntEnum):
     BAD_CELL = 19  # an opened cell whose zero bytes or sequence prove that somebody changed it
     BAD_HANDSHAKE = 20  # authentic mac1, but the sealed part does not open or breaks a rule
     NO_ROUTE = 21  # nowhere to send it
+    NO_COOKIE = 22  # an initiation that does not prove its address, under load: a cookie went there, or nothing
+    OVER_QUOTA = 23  # its source has had its share of handshakes, under load
 
 
 DROP_LABELS: Final[tuple[str, ...]] = tuple(reason.name.lower() for reason in Drop)

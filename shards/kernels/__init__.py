@@ -28,6 +28,7 @@ KERNEL_MODULES: Final = (
     "shards.kernels.cells",
     "shards.kernels.route",
     "shards.kernels.slots",
+    "shards.kernels.strangers",
     "shards.kernels.tcp",
     "shards.poller",
     "shards.pool",

@@ -15,7 +15,7 @@ from nyx.columns import allocate
 from nyx.crypto.keys import StaticKeys
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 from nyx.link.channel import control_columns
-from nyx.link.handshake import replay_columns
+from nyx.link.initiations import replay_columns
 from nyx.link.session import session_columns
 from nyx.onion.filter import filter_columns, start_filter
 from nyx.onion.seen import seen_columns
@@ -29,6 +29,7 @@ from shards.circuits import CircuitRows
 from shards.desk import CircuitDesk
 from shards.links import Links
 from shards.pool import Pool, pool_columns
+from shards.quotas import quota_columns
 from shards.ring import Rings, ring_columns
 from shards.sessions import SessionRows, peer_columns
 from shards.tables import circuit_columns, circuit_table, session_table
@@ -99,12 +100,13 @@ class SmallNode:
         self.path = SimpleNamespace(circuits_ahead=ahead, hops=3, allow_loopback=True)
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
-            [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *circuit_columns(16),
-             *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]
+            [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *quota_columns(),
+             *circuit_columns(16), *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]
         )  # fmt: skip
         self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1), *statistics_columns(1)])
         self.secret = int.from_bytes(self.entropy(8), "big")
         self.multiplier = int.from_bytes(self.entropy(4), "big") | 1
+        self.boot_secret = self.entropy(32)
         self.started = NOW - 1
         self.announced = 0
         self.restart()
@@ -117,7 +119,8 @@ class SmallNode:
         context: Any = SimpleNamespace(
             index=0, workers=1, config=self.config, keys=self.keys, snapshot=self.net.snapshot, udp=self.air,
             proxy=("listening",) if self.proxy else (), sdk=(), columns=columns, shared=shared,
-            multiplier=self.multiplier, boot_epoch=77, started=self.started, entropy=self.entropy, draining=False,
+            multiplier=self.multiplier, boot_epoch=77, boot_secret=self.boot_secret, started=self.started,
+            entropy=self.entropy, draining=False,
         )  # fmt: skip
         self.context: Any = context
         sessions, circuits = session_table(columns, self.secret), circuit_table(columns, self.secret)
@@ -135,6 +138,7 @@ class SmallNode:
         edge: Any = SimpleNamespace(on_circuit_ready=self._on_ready)
         self.desk = CircuitDesk(self.context, self.batch, self.links, self.rows, self.streams, edge)
         self.links.circuits = self.desk
+        self.links.strangers.on_timer(self.net.now, self.net.time())
         self.streams.rebuild(self.net.now)
         self._owners = np.zeros(BATCH, np.int64)
 
@@ -156,6 +160,7 @@ class SmallNode:
                 self.links.on_stranger(stranger, now, wall)
             for packet in batch.control():
                 self.links.on_control(packet, now)
+        self.desk.serve(now, wall)
         self._events()
         self.streams.on_timeout(now)
         self._events()
@@ -222,10 +227,14 @@ class Network:
         if packet is not None and flying.target in self.nodes:
             self.nodes[flying.target].air.waiting.append(flying._replace(packet=packet))
 
+    def time(self) -> int:
+        """Unix seconds."""
+        return self.wall + (self.now - 1000 * SECOND) // SECOND
+
     def tick(self, step: int = 5 * MS) -> None:
         """One turn of every node, then time passes."""
         for node in list(self.nodes.values()):
-            node.turn(self.now, self.wall + (self.now - 1000 * SECOND) // SECOND)
+            node.turn(self.now, self.time())
         self.now += step
 
     def run(self, seconds: float = 0.2, step: int = 5 * MS) -> None:
@@ -243,8 +252,7 @@ class Network:
     def link(self, node: SmallNode, relay: int) -> Any:
         """A link of this node to a relay, made if there is none."""
         found: list[Any] = []
-        wall = self.wall + (self.now - 1000 * SECOND) // SECOND
-        node.links.want(self.node_of(relay), found.append, self.now, wall)
+        node.links.want(self.node_of(relay), found.append, self.now, self.time())
         for _ in range(60):
             if found:
                 break

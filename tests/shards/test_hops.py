@@ -293,7 +293,7 @@ def test_builds_that_are_never_complete_are_few_and_short(net):
     assert not peer.ends
 
 
-@pytest.mark.parametrize("name", ["PENDING_PER_LINK", "PENDING_MAX"])
+@pytest.mark.parametrize("name", ["PENDING_PER_CLIENT", "PENDING_MAX"])
 def test_builds_that_wait_for_answers_are_bounded_too(net, monkeypatch, name):
     monkeypatch.setattr(module, name, 3)
     peer, relay = Peer(net), net.relays[0]

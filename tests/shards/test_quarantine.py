@@ -159,7 +159,7 @@ def test_a_worker_that_dies_of_nothing_in_hand_drops_all(net):
     rows["node_workers"]["killed_by"] = signal.SIGSEGV
     begin_life(context)
     left = {name for name, column in memory.columns.items() if column.view(np.uint8).any()}
-    assert left <= {"handshakes_seen", "filter", "filter_table"}
+    assert left <= {"handshakes_seen", "handshakes_proven", "quotas", "filter", "filter_table"}
     assert np.array_equal(memory.columns["handshakes_seen"], seen)
     found = rows["node_workers"][0]
     text = describe(int(found["quarantined"]), int(found["quarantined_kind"]), 0)

@@ -9,7 +9,8 @@ from typing import Final
 
 from nyx.columns import allocate
 from nyx.crypto.keys import StaticKeys
-from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, ReplayTable, Response, check_mac1, replay_columns, respond
+from nyx.link.handshake import HandshakeError, Initiator, LinkSecrets, Response, check_mac1, respond
+from nyx.link.initiations import ReplayTable, replay_columns
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import ANSWER_BODY_SIZE, INIT_BODY_SIZE, PACKET_SIZE, SESSIONS_PER_LINK
 from tests.fuzz.script import Script

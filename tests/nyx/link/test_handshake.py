@@ -14,7 +14,8 @@ from nyx.columns import allocate
 from nyx.crypto.keys import StaticKeys
 from nyx.errors import LocalProtocolError
 from nyx.link import handshake
-from nyx.link.handshake import HandshakeError, Initiator, ReplayTable, check_mac1, replay_columns, respond
+from nyx.link.handshake import HandshakeError, Initiator, check_mac1, respond
+from nyx.link.initiations import ReplayTable, replay_columns
 from nyx.wire.codes import Drop
 from tests.reference import link_handshake as twin
 

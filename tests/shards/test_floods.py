@@ -1,0 +1,241 @@
+"""Floods of strangers against whole nodes: who gets in, what it costs, what is answered, and what stays."""
+
+import socket
+from typing import Any
+
+import pytest
+
+from bench.attack.floods import forgery, half_build, junk
+from nyx.link.channel import CellReceived
+from nyx.link.cookie import COOKIE_SLOT, open_cookie
+from nyx.link.handshake import Initiator
+from nyx.stats import Counter
+from nyx.wire.codes import Drop
+from nyx.wire.geometry import PACKET_SIZE
+from nyx.wire.packet import KIND_BUILD
+from shards import hops, strangers
+from shards.address import pack
+from shards.fair import OPERATIONS, PIECE
+from shards.link import LinkState
+from shards.tables import ROLE_CLIENT
+from tests.shards.small_network import MS, SECOND, Flying, Network
+
+
+@pytest.fixture
+def net(rng, tmp_path):
+    return Network(rng, tmp_path, clients=2)
+
+
+def source(number):
+    return pack(f"11.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 4000, socket.AF_INET)
+
+
+def throw(net, relay, packets, address=None):
+    """Packets arrive at a relay, each from a /24 of its own unless an address is given."""
+    for number, packet in enumerate(packets):
+        relay.air.waiting.append(Flying(address or source(number << 8), relay.address, packet))
+
+
+def forgeries(net, relay, count, cookie=b""):
+    return [forgery(relay.keys.public, net.rng.randbytes, net.time(), cookie) for _ in range(count)]
+
+
+def load(net, relay):
+    """Make a relay ask for cookies."""
+    throw(net, relay, forgeries(net, relay, 2 * strangers.LOADED))
+    net.tick(MS)
+    assert relay.links.strangers.loaded
+
+
+def sent_by(net, node, after=0):
+    return [flying for flying in net.log[after:] if flying.source == node.address]
+
+
+def statistic(node, counter):
+    return int(node.statistics[counter])
+
+
+def initiation(net, relay, cookie=b""):
+    rows = net.clients[0].session_rows
+    return Initiator(relay.keys.public, None, rows.suites, rows.new_cids(), net.rng.randbytes, net.time(), cookie)
+
+
+def cookie_for(net, relay, address):
+    """What a relay under load sends to an address that asks."""
+    [asked] = forgeries(net, relay, 1)
+    before = len(net.log)
+    throw(net, relay, [asked], address)
+    net.tick(MS)
+    [answer] = [f.packet for f in net.log[before:] if f.target == address]
+    return open_cookie(answer, asked, relay.keys.public)
+
+
+# ---------------------------------------------------------------- handshakes
+
+
+def test_between_two_batches_a_flood_gets_no_more_than_its_operations(net):
+    relay = net.relays[0]
+    throw(net, relay, [initiation(net, relay).packet for _ in range(20)])
+    for turn in range(1, 6):
+        net.tick(MS)
+        assert statistic(relay, Counter.HANDSHAKES_ANSWERED) == turn * OPERATIONS // PIECE
+    net.run(0.1, MS)
+    assert statistic(relay, Counter.HANDSHAKES_ANSWERED) == 20
+    assert not relay.links.strangers.loaded
+
+
+def test_junk_costs_no_operation_and_gets_nothing(net):
+    relay, before = net.relays[0], len(net.log)
+    throw(net, relay, [junk(net.rng.randbytes) for _ in range(500)])
+    net.run(0.1)
+    assert relay.drops(Drop.FORGED_HANDSHAKE) == 500
+    assert not sent_by(net, relay, before)
+    assert relay.pool.free_count == net.relays[1].pool.free_count
+
+
+def test_under_a_flood_without_cookies_an_honest_client_still_gets_in_by_a_cookie(net):
+    client, relay = net.clients[0], net.relays[0]
+    load(net, relay)
+    found: list[Any] = []
+    client.links.want(net.node_of(0), found.append, net.now, net.time())
+    began = net.now
+    while not found and net.now < began + SECOND:
+        throw(net, relay, forgeries(net, relay, 20))
+        net.tick()
+    assert found[0].state is LinkState.UP
+    assert statistic(client, Counter.COOKIES_TAKEN) == 1
+    assert relay.drops(Drop.NO_COOKIE) > 20  # the flood was there
+    assert statistic(relay, Counter.COOKIES_SENT) <= relay.drops(Drop.NO_COOKIE)
+    assert all(len(flying.packet) == PACKET_SIZE for flying in net.log)
+
+
+def test_no_source_is_sent_more_than_it_sent(net):
+    relay = net.relays[0]
+    load(net, relay)
+    address, before = source(77), len(net.log)
+    throw(net, relay, forgeries(net, relay, 500), address)
+    net.run(0.2, MS)
+    sent = [f for f in net.log[before:] if f.target == address]
+    assert 0 < len(sent) <= 500
+
+
+def test_a_repeated_initiation_meets_silence_under_load_too(net):
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
+    first = sent_by(net, client)[0]
+    load(net, relay)
+    before = len(net.log)
+    relay.air.waiting.append(first)
+    net.tick(MS)
+    assert relay.drops(Drop.REPLAYED_HANDSHAKE) == 1
+    assert not [f for f in net.log[before:] if f.target == first.source and f.source == relay.address]
+
+
+def test_an_initiation_with_a_cookie_is_answered_once(net):
+    relay, address = net.relays[0], source(99)
+    load(net, relay)
+    packet = initiation(net, relay, cookie_for(net, relay, address)).packet
+    before = statistic(relay, Counter.HANDSHAKES_ANSWERED)
+    throw(net, relay, [packet] * 3, address)
+    net.run(0.2, MS)
+    assert statistic(relay, Counter.HANDSHAKES_ANSWERED) == before + 1
+    assert relay.drops(Drop.REPLAYED_HANDSHAKE) == 2
+
+
+@pytest.mark.parametrize("change", ["address", "port", "age", "none"])
+def test_a_cookie_is_good_for_one_address_and_two_slots(net, change):
+    relay, address = net.relays[0], source(99)
+    load(net, relay)
+    cookie = cookie_for(net, relay, address)
+    relay.restart()  # a cookie outlives the worker that gave it
+    if change == "age":
+        net.now += 2 * COOKIE_SLOT * SECOND
+        relay.links.strangers.on_timer(net.now, net.time())
+    load(net, relay)
+    there = {"address": source(98), "port": pack("11.0.0.99", 4001, socket.AF_INET)}.get(change, address)
+    before = statistic(relay, Counter.HANDSHAKES_ANSWERED)
+    throw(net, relay, [initiation(net, relay, cookie).packet], there)
+    net.run(0.2, MS)
+    assert statistic(relay, Counter.HANDSHAKES_ANSWERED) == before + (change == "none")
+
+
+def test_a_source_that_proves_itself_gets_its_quota_and_others_theirs(net):
+    client, relay, address = net.clients[0], net.relays[0], source(99)
+    load(net, relay)
+    cookie = cookie_for(net, relay, address)
+    throw(net, relay, forgeries(net, relay, 400, cookie), address)
+    found: list[Any] = []
+    client.links.want(net.node_of(0), found.append, net.now, net.time())
+    net.run(0.5)
+    assert relay.drops(Drop.OVER_QUOTA) > 300
+    assert found[0].state is LinkState.UP
+
+
+def test_a_full_replay_table_asks_for_cookies_instead_of_shutting_everybody_out(net):
+    client, relay = net.clients[0], net.relays[0]
+    words = relay.columns["handshakes_seen"]
+    throw(net, relay, forgeries(net, relay, 1))
+    net.tick()
+    words[5:] = 1  # behind its key and its newest slot
+    net.link(client, 0)
+    assert statistic(client, Counter.COOKIES_TAKEN) == 1
+    assert relay.links.strangers.loaded
+
+
+def test_a_load_ends_when_the_flood_does(net):
+    relay = net.relays[0]
+    load(net, relay)
+    net.run(strangers.CALM + 3, SECOND // 4)
+    assert not relay.links.strangers.loaded
+    net.link(net.clients[0], 0)
+    assert statistic(net.clients[0], Counter.COOKIES_TAKEN) == 0
+
+
+def test_a_relay_that_only_ever_sends_cookies_is_given_up(net):
+    """An evil relay: each of our initiations is answered by a cookie."""
+    client, relay = net.clients[0], net.relays[0]
+    jar = relay.links.strangers._jar
+    found: list[Any] = []
+
+    def cookies_only(flying):
+        if flying.target == relay.address:
+            answer = jar.answer(flying.packet, flying.source, net.time())
+            client.air.waiting.append(Flying(relay.address, client.address, answer))
+
+    net.watch = cookies_only
+    client.links.want(net.node_of(0), found.append, net.now, net.time())
+    net.run(50, SECOND // 4)
+    assert found == [None]
+    assert statistic(client, Counter.COOKIES_TAKEN) >= 5
+    assert len(sent_by(net, client)) <= 12
+
+
+# ---------------------------------------------------------------- builds
+
+
+def half_builds(net, relay, count):
+    """Half-open builds at a relay, over one link from each of two clients."""
+    links = [net.link(client, 0) for client in net.clients]
+    there = [link for link in relay.links.all() if link.state is LinkState.UP]
+    assert len(there) == len(links)
+    cells, most = half_build(net.rng.randbytes), 0
+    for number in range(count):
+        link = there[number % len(there)]
+        session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
+        for slot, cell in enumerate(cells):
+            relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, number + 1, cell), net.now)
+        most = max(most, relay.desk.hops.pending)
+    return most
+
+
+def test_half_open_builds_cost_bounded_memory_and_an_honest_one_passes(net, monkeypatch):
+    monkeypatch.setattr(hops, "COLLECTING_MAX", 100)
+    relay, client = net.relays[0], net.clients[0]
+    most = half_builds(net, relay, 2000)
+    assert most <= 100
+    assert relay.drops(Drop.OVERFLOW) >= 1800
+    net.run(hops.COLLECT_LIMIT / SECOND + 0.5, SECOND // 4)
+    assert relay.desk.hops.pending == 0
+    client.desk.clients.connection_for(b"somebody", net.now)
+    net.run(1)
+    assert client.circuits(ROLE_CLIENT)
