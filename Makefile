@@ -19,6 +19,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --qui
 JOBS ?= 2
 MINUTES ?= 30
 SECONDS ?= 60
+PACKETS ?= 10000000
+SEED ?= 1
 TARGET ?= all
 
 .PHONY: help
@@ -152,6 +154,14 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stre
 .PHONY: soak
 soak: $(DEV) ## half an hour of kills, restarts, upgrades and traffic: what grows? (make soak MINUTES=120)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
+
+.PHONY: hostile
+hostile: $(DEV) ## ten million hostile packets over all stages of a running network (make hostile PACKETS=10000000 SEED=1)
+	$(BIN)/python -m bench.hostile --packets $(PACKETS) --seed $(SEED)
+
+.PHONY: attacks
+attacks: $(DEV) ## every defence attacked in full counts: a table of figures, bounds and verdicts
+	$(BIN)/python -m bench.attacks
 
 .PHONY: fuzz
 fuzz: $(FUZZ) ## every decoder and state machine against inputs led by coverage (make fuzz SECONDS=60 TARGET=all)

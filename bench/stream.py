@@ -41,7 +41,7 @@ def source() -> tuple[int, int]:
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
-            with connection, contextlib.suppress(OSError):  # who asked for more than he read
+            with connection, contextlib.suppress(OSError, struct.error):  # who asked for more than he read, or not at all
                 (left,) = struct.unpack(">Q", connection.recv(8, socket.MSG_WAITALL))
                 while left:
                     left -= connection.send(_BLOCK[: min(left, len(_BLOCK))])

@@ -25,6 +25,7 @@ from nyx.stats import Counter, Latency, add_drops, latency_histogram, statistics
 from nyx.stream import columns as stream_events
 from nyx.stream.columns import stream_columns
 from nyx.stream.engine import Streams
+from nyx.wire.codes import Drop
 from shards.admin import Admin
 from shards.batch import Batch
 from shards.checkup import ASLEEP, Checkup
@@ -313,6 +314,7 @@ class Worker:
             self.edge.on_event(kind, connection, stream, value, now)
             self._closed += kind == stream_events.CLOSED
             if kind in {stream_events.CONNECTION_CLOSED, stream_events.PROTOCOL_ERROR}:
+                self.batch.drops[Drop.BAD_FRAME] += kind == stream_events.PROTOCOL_ERROR
                 self.desk.on_connection_over(connection)
 
     def _on_message(self, message: dict[str, Any], now: int) -> None:

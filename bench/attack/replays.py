@@ -83,7 +83,7 @@ def _on_the_wire(line: Line, total: int, found: Found) -> None:
 
 
 def _rounds(total: int) -> int:
-    return max(1, total // BATCH)
+    return max(1, -(-total // BATCH))
 
 
 def _cells_of(line: Line) -> Queue:

@@ -12,9 +12,11 @@ from bench.network import ROOT, Network, command_environment
 pytestmark = pytest.mark.timeout(300)
 
 SMALL = {
+    "bench.attacks": ["--share", "0.003", "--only", "flips,mixtures,replays,probes"],
     "bench.cli": ["--runs", "2"],
     "bench.compare_tor": ["--circuits", "1,3", "--mib", "2", "--rounds", "1", "--only", "nyx,ssh"],
     "bench.faults": ["--seconds", "3", "--only", "client: worker"],
+    "bench.hostile": ["--packets", "60000"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
     "bench.slow": ["--sockets", "300", "--seconds", "2", "--every", "1"],
     "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],
