@@ -92,6 +92,7 @@ class PathConfig:
 
     hops: int
     circuits_ahead: int
+    effort: int
     allow_loopback: bool
 
 
@@ -281,6 +282,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("sdk.max_streams", integer(1, 65536), 256, "their streams at one time, per worker"),
     Key("path.hops", integer(1, 7), 3, "relays on a circuit"),
     Key("path.circuits_ahead", integer(0, 64), 2, "circuits kept ready"),
+    Key("path.effort", integer(0, 32), 20, "most bits of proof of work made for a relay under load: 20 takes about a second"),
     Key("path.allow_loopback", BOOLEAN, default=False, about="relays on loopback addresses: test networks only"),
     Key("exit.policy", RULES, ["accept public:80,443", "reject *:*"], "what an exit connects to", "list"),
     Key("directory.file", PATH, _REQUIRED, "the signed snapshot of the network", "text"),
@@ -314,6 +316,7 @@ _LIVE: Final = {
     "sdk.max_streams": "streams opened after it",
     "path.hops": "circuits built after it; circuits of another length take no new stream",
     "path.circuits_ahead": "at once",
+    "path.effort": "circuits built after it",
     "exit.policy": "streams opened after it",
     "directory.file": "paths chosen after it",
     "directory.signers": "paths chosen after it",

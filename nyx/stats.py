@@ -60,6 +60,7 @@ class Counter(IntEnum):
     CONTROL_REPEATED = 34  # control packets that came again: the peer resent what had arrived
     COOKIES_SENT = 35  # to strangers who had to prove their address
     COOKIES_TAKEN = 36  # from relays under load, each made into a new initiation
+    BUILDS_WORKED = 37  # as the client, begun again with the proof of work that a relay asked
 
 
 UNITS: Final[dict[str, str]] = {

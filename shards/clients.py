@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from nyx.errors import InternalError, NyxError, RemoteProtocolError
 from nyx.link.channel import CellReceived
-from nyx.onion.build import ClientBuild
+from nyx.onion.build import STATUS_EFFORT, BuildRefusedError, ClientBuild
+from nyx.onion.work import Proof, Work
 from nyx.path.directory import Node
 from nyx.path.guards import keep_guard
 from nyx.path.select import NoPathError, select_path
@@ -35,6 +36,7 @@ HOP_LIMIT: Final = 2 * SECOND  # of a build, for each hop
 TAKES_STREAMS: Final = 600 * SECOND  # age after which a circuit takes no new stream
 CLOCK_BLUR: Final = 32  # seconds: records say a time that far ahead at random, lest hops know a client again by its clock
 BUILDS_AT_ONCE: Final = 8
+AGAIN_MOST: Final = 8  # builds of one path that are refused for too little work
 CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
 LATE: Final = 3 * SECOND // 2  # an answer takes milliseconds; then another build stands in for one that somebody waits for
 STAND_INS: Final = 2  # for each who waits: a network that answers slowly is not met with many times the builds
@@ -54,6 +56,10 @@ class OwnCircuit:
     row: int = -1
     isolation: bytes | None = None  # None: belongs to nobody yet
     build: ClientBuild | None = None
+    efforts: dict[bytes, int] = field(default_factory=dict)  # bits of proof of work that hops have asked, by node id
+    work: Work | None = None  # while it is being made
+    again: int = 0  # builds of this path before, that were refused for too little of it
+    suite: int = 0
     link: Link | None = None
     leg: Leg | None = None
     answers: dict[int, bytes] = field(default_factory=dict)
@@ -99,6 +105,7 @@ class ClientCircuits:
         self._end_row = end_row
         self._guard: bytes | None = None
         self._all: list[OwnCircuit] = []
+        self._working: list[OwnCircuit] = []  # whose proof of work is being made
         self._wanted: dict[bytes, int] = {}  # isolation keys that wait for a circuit -> until when
         self._back_off = 0
         self._not_before = 0
@@ -244,12 +251,64 @@ class ClientCircuits:
         if not common:
             self._failed(circuit, now, "the relays of a path have no layer suite in common with this node")
             return
+        circuit.suite = max(common)
+        efforts = [max(node.descriptor.effort, circuit.efforts.get(node.id, 0)) for node in circuit.path]
+        if max(efforts) > self._context.config.path.effort:
+            self._failed(circuit, now, f"a relay asks for {max(efforts)} bits of proof of work: more than path.effort allows")
+            return
+        if any(efforts):
+            ids, epoch = [node.id for node in circuit.path], self._context.snapshot.epoch
+            circuit.work = Work(ids, efforts, epoch, self._context.entropy)
+            self._working.append(circuit)
+        else:
+            self._send_build(circuit, (), now, wall)
+
+    def _send_build(self, circuit: OwnCircuit, proofs: Sequence[Proof], now: int, wall: int) -> None:
+        assert circuit.link is not None
+        assert circuit.leg is not None
+        if self._links.link_of(circuit.leg.session) is not circuit.link:
+            self._failed(circuit, now, "the link to the first relay was lost")
+            return
         made = wall + self._context.entropy(1)[0] % CLOCK_BLUR
-        circuit.build = ClientBuild([node.public for node in circuit.path], max(common), self._context.entropy, made)
+        publics = [node.public for node in circuit.path]
+        circuit.build = ClientBuild(publics, circuit.suite, self._context.entropy, made, proofs)
         for slot, cell in enumerate(circuit.build.cells):
-            if not self._links.send_cell(link, session, KIND_BUILD, slot, circuit.leg.circuit_id, cell):
+            if not self._links.send_cell(circuit.link, circuit.leg.session, KIND_BUILD, slot, circuit.leg.circuit_id, cell):
                 self._failed(circuit, now, "the control channel to the first relay is full")
                 return
+
+    @property
+    def working(self) -> bool:
+        """Whether a proof of work is being made."""
+        return bool(self._working)
+
+    def work(self, now: int, wall: int) -> None:
+        """Every turn: a slice of the proof of work for the build that has waited for longest."""
+        self._working = [circuit for circuit in self._working if circuit in self._all]
+        if not self._working:
+            return
+        circuit = self._working[0]
+        assert circuit.work is not None
+        circuit.work.advance()
+        if circuit.work.done:
+            del self._working[0]
+            proofs, circuit.work = circuit.work.proofs, None
+            self._send_build(circuit, proofs, now, wall)
+
+    def _with_work(self, circuit: OwnCircuit, refusal: BuildRefusedError, now: int) -> None:
+        """A relay under load wants proof of work: the same path again, with it. No other relay's build shows what was asked."""
+        asked = circuit.path[refusal.hop]
+        enough = refusal.effort <= max(asked.descriptor.effort, circuit.efforts.get(asked.id, 0))
+        if enough or circuit.again >= AGAIN_MOST:
+            self._failed(circuit, now, "relays are under load and ask for ever more proof of work")
+            return
+        path, efforts, link = circuit.path, {**circuit.efforts, asked.id: refusal.effort}, circuit.link
+        self.close(circuit, DestroyReason.NONE)
+        again = OwnCircuit(path, now, now + HOP_LIMIT * (len(path) + 1), efforts=efforts, again=circuit.again + 1)
+        self._all.append(again)
+        self._statistics[Counter.BUILDS_STARTED] += 1
+        self._statistics[Counter.BUILDS_WORKED] += 1
+        self._build(again, link, now, self._links.wall)
 
     def on_answer(self, link: Link, session: int, cell: CellReceived, now: int) -> bool:
         """Take an answer cell of an own build; False when it is not one."""
@@ -265,7 +324,10 @@ class ClientCircuits:
         assert circuit.leg is not None
         try:
             keys = build.finish([circuit.answers[slot] for slot in range(BUILD_SLOTS)])
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
+            if isinstance(error, BuildRefusedError) and error.status == STATUS_EFFORT:
+                self._with_work(circuit, error, now)
+                return
             self._failed(circuit, now, "a circuit's answers were wrong: a relay refused, or something was changed on the way")
             return
         connection = self._opened(circuit.row, circuit.leg.session)

@@ -34,6 +34,7 @@ IDLE: Final = 120 * SECOND
 CELLS_MAX: Final = 1024  # in flight on one connection, whatever the neighbour's window
 KEY_LIMIT_AEGIS: Final = 1 << 30  # cells under one layer key
 KEY_LIMIT_CHACHA: Final = 1 << 24
+SEE: Final = 'see "Floods" in docs/operations.md'
 _PASSED_ON: Final = frozenset(DestroyReason)
 
 
@@ -78,6 +79,13 @@ class CircuitDesk:
     def trouble(self) -> str | None:
         """What keeps this node from circuits of its own, as a sentence for the operator."""
         return self.clients.trouble if self.clients else None
+
+    def flooded(self) -> str | None:
+        """What strangers and their builds do to this node, as a sentence for the operator."""
+        effort = self.hops.effort if self.hops else None
+        if effort is None or not effort.raised:
+            return self._links.strangers.condition()
+        return f"more circuits are built than this relay opens at once: builds need {effort.bits} bits of proof of work; {SEE}"
 
     # ------------------------------------------------------------ stream connections
 
@@ -145,8 +153,9 @@ class CircuitDesk:
 
     @property
     def waiting(self) -> bool:
-        """Whether a handshake or a build waits for its turn."""
-        return self._links.strangers.waiting > 0 or (self.hops is not None and self.hops.waiting > 0)
+        """Whether a handshake or a build waits for its turn, or a proof of work is being made."""
+        hops, clients = self.hops, self.clients
+        return self._links.strangers.waiting > 0 or bool(hops and hops.waiting) or bool(clients and clients.working)
 
     def serve(self, now: int, wall: int) -> None:
         """After a batch: what strangers have coming until the next one, handshakes and builds in turn."""
@@ -156,6 +165,8 @@ class CircuitDesk:
         serve(
             self._budget, lambda: strangers.serve(now, wall), lambda: hops.serve(now, wall) if hops else 0
         )  # fmt: skip
+        if self.clients:
+            self.clients.work(now, wall)
 
     # ------------------------------------------------------------ ends
 

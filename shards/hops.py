@@ -13,6 +13,7 @@ Source: docs/protocol.md, "A hop's work", "States of a circuit".
 from collections import Counter as Counts
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,16 @@ from numpy.typing import NDArray
 from nyx.crypto.keys import StaticKeys
 from nyx.errors import RemoteProtocolError
 from nyx.link.channel import CellReceived
-from nyx.onion.build import STATUS_ACCEPTED, STATUS_BUSY, STATUS_POLICY, STATUS_SUITE, HopBuild, HopResult
+from nyx.onion.build import (
+    STATUS_ACCEPTED,
+    STATUS_BUSY,
+    STATUS_EFFORT,
+    STATUS_POLICY,
+    STATUS_SUITE,
+    HopBuild,
+    HopResult,
+    offered_work,
+)
 from nyx.onion.seen import BuildReplay
 from nyx.stats import Counter
 from nyx.wire.codes import DestroyReason, Drop
@@ -29,6 +39,7 @@ from nyx.wire.geometry import BUILD_SLOTS
 from nyx.wire.packet import KIND_ANSWER, KIND_BUILD
 from shards.circuits import CircuitRows, Leg
 from shards.context import WorkerContext
+from shards.effort import Effort
 from shards.fair import PIECE, FairQueue
 from shards.link import Link
 from shards.links import Links
@@ -45,6 +56,9 @@ PENDING_PER_RELAY: Final = 512  # of one that is a relay: an eighth of all
 PENDING_MAX: Final = 4096  # builds of a worker that are not answered: at most 9 KiB of cells each
 COMPLETE_MAX: Final = 512  # builds that wait for their public-key operations
 COMPLETE_PER_LINK: Final = COMPLETE_MAX // 8
+IDLE_MAX: Final = 64  # builds with too little work that wait to hear so
+IDLE_PER_LINK: Final = IDLE_MAX // 8
+IDLE_TURN: Final = 4  # every fourth build that is opened may be one of those, whatever waits
 
 LOW_BITS: Final = (1 << 31) - 1  # of a circuit id, random
 
@@ -61,6 +75,7 @@ class _Pending:
     due: int
     cells: dict[int, bytes] = field(default_factory=dict)
     collecting: bool = True
+    worked: bool = True  # it brought the proof of work that was asked
     row: int | None = None  # None: not accepted
     result: HopResult | None = None
     forth_link: Link | None = None
@@ -95,6 +110,10 @@ class Hops:
         self._pending: dict[Place, _Pending] = {}  # every build that is not answered, by the leg on which it came
         self._half: dict[_Pending, None] = {}  # those whose cells are not all there, the oldest first
         self._complete: FairQueue[int, _Pending] = FairQueue(COMPLETE_MAX, COMPLETE_PER_LINK)  # by link row
+        self._idle: FairQueue[int, _Pending] = FairQueue(IDLE_MAX, IDLE_PER_LINK)  # those with too little proof of work
+        self._served = 0
+        self.effort = Effort()
+        self._refused = 0  # builds with enough work that found no room, since the last look
         self._awaited: dict[Place, _Pending] = {}  # those passed on, by the leg on which the answers come
         self._linking: set[_Pending] = set()  # opened, and the link to the next hop is being made
         self._collecting: Counts[int] = Counts()  # by link row
@@ -108,7 +127,7 @@ class Hops:
     @property
     def waiting(self) -> int:
         """Builds that wait for their public-key operations."""
-        return len(self._complete)
+        return len(self._complete) + len(self._idle)
 
     # ------------------------------------------------------------ build cells
 
@@ -123,13 +142,35 @@ class Hops:
         pending.cells.setdefault(cell.slot, cell.cell)
         if len(pending.cells) == BUILD_SLOTS:
             self._collected(pending)
-            if not self._complete.put(link.row, pending):
-                self._drops[Drop.OVERFLOW] += 1
-                self._leave(pending)
+            self._queue(pending)
+
+    def _queue(self, pending: _Pending) -> None:
+        """Whoever brings the work that is asked is served first; others, as far as there is time, hear how much it is."""
+        try:
+            pending.worked = self._worked(pending)
+        except RemoteProtocolError:
+            self._drops[Drop.BAD_BUILD] += 1
+            self._leave(pending)
+            return
+        queue = self._complete if pending.worked else self._idle
+        if not queue.put(pending.link.row, pending):
+            self._drops[Drop.OVERFLOW if pending.worked else Drop.NO_WORK] += 1
+            self._refused += pending.worked
+            self._leave(pending)
+
+    def _worked(self, pending: _Pending) -> bool:
+        """Whether a build brings the proof of work that is asked now. Raises RemoteProtocolError when it has no record for us."""
+        if not self.effort.bits:
+            return True
+        epoch = self._context.snapshot.epoch
+        cells = [pending.cells[slot] for slot in range(BUILD_SLOTS)]
+        return offered_work(cells, self._keys.public, (epoch, max(epoch - 1, 0), epoch + 1)) >= self.effort.bits
 
     def serve(self, now: int, wall: int) -> int:
         """Open the build whose turn it is; returns the public-key operations that it took, 0 when none waits."""
-        while (pending := self._complete.take()) is not None:
+        self._served += 1
+        first, then = (self._idle, self._complete) if self._served % IDLE_TURN == 0 else (self._complete, self._idle)
+        while (pending := first.take() or then.take()) is not None:
             if self._pending.get((pending.link.row, pending.circuit_id)) is pending:  # else it ended while it waited
                 self._open(pending, now, wall)
                 pending.cells.clear()
@@ -176,8 +217,10 @@ class Hops:
             self._awaited.pop((pending.forth.link, pending.forth.circuit_id), None)
         pending.result = None  # its keys are in the circuit's row, or nowhere
 
-    def _decide(self, suite: int, last: bool) -> int:
+    def _decide(self, pending: _Pending, suite: int, last: bool) -> int:
         """The status to answer: a refusal is authenticated, and passed on as an acceptance would be."""
+        if not pending.worked:
+            return STATUS_EFFORT
         if suite not in self._suites:
             return STATUS_SUITE
         if last and self._context.config.node.role != "exit":
@@ -190,7 +233,8 @@ class Hops:
         try:
             result = HopBuild.open(
                 cells, self._keys, self._replay, context.entropy, wall,
-                started=context.started, boot_epoch=context.boot_epoch, predecessor=pending.link.node, decide=self._decide,
+                started=context.started, boot_epoch=context.boot_epoch, predecessor=pending.link.node,
+                decide=partial(self._decide, pending), effort=self.effort.bits,
             )  # fmt: skip
         except RemoteProtocolError:
             self._drops[Drop.BAD_BUILD] += 1
@@ -324,7 +368,10 @@ class Hops:
                 self._give_up(pending, DestroyReason.LINK_LOST)
 
     def on_timer(self, now: int) -> None:
-        """Forget what takes too long."""
+        """Forget what takes too long, and see how much work is to be asked."""
+        me = self._context.snapshot.by_id(self._keys.public.node_id)
+        self.effort.look(len(self._complete), self._refused, me.descriptor.effort if me else 0, now)
+        self._refused = 0
         for pending in [p for p in self._pending.values() if now >= p.due]:
             if pending.collecting:
                 self._leave(pending)

@@ -152,7 +152,7 @@ class Worker:
             self.udp.receive_buffer,
             lambda: self.edge.core.counters["no_descriptor"],
             self.desk.trouble,
-            self.links.strangers.condition,
+            self.desk.flooded,
         )
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)

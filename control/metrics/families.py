@@ -76,6 +76,7 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.CONTROL_REPEATED: _counted("control_packets_repeated", "Control packets that came again."),
     Counter.COOKIES_SENT: _counted("cookies_sent", "Cookies sent to strangers who had to prove their address, under load."),
     Counter.COOKIES_TAKEN: _counted("cookies_taken", "Cookies of loaded relays, each answered by a new handshake."),
+    Counter.BUILDS_WORKED: _counted("circuit_builds_worked", "Circuit builds begun again with the proof of work that was asked."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))

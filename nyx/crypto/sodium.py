@@ -50,6 +50,8 @@ siphash24: Final = foreign(LIBRARY, "crypto_shorthash_siphash24", "i4", "i8", "i
 """8 bytes of output, input, its length, key"""
 siphashx24: Final = foreign(LIBRARY, "crypto_shorthash_siphashx24", "i4", "i8", "i8", "i8", "i8")
 """16 bytes of output, input, its length, key"""
+sha256: Final = foreign(LIBRARY, "crypto_hash_sha256", "i4", "i8", "i8", "i8")
+"""32 bytes of output, input, its length"""
 blake2b: Final = foreign(LIBRARY, "crypto_generichash_blake2b", "i4", *("i8",) * 6)
 """output, its length, input, its length, key, its length"""
 poly1305: Final = foreign(LIBRARY, "crypto_onetimeauth_poly1305", "i4", "i8", "i8", "i8", "i8")

@@ -15,7 +15,7 @@ Source: docs/protocol.md, "Circuit build".
 import hashlib
 import hmac
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
@@ -26,6 +26,7 @@ from nyx.crypto.keys import PublicKeys, StaticKeys
 from nyx.crypto.suites import LAYER_KEY_SIZES
 from nyx.errors import LocalProtocolError, RemoteProtocolError
 from nyx.onion.layer import BACKWARD, FORWARD, apply_layer, remove_layer
+from nyx.onion.work import Proof, bits_of
 from nyx.wire.geometry import (
     BUILD_SLOTS,
     CELL_SIZE,
@@ -53,7 +54,7 @@ AGE_MOST: Final = 600  # seconds since a record was made
 AHEAD_MOST: Final = 120  # seconds by which its maker's clock may be fast
 _NO_NODE: Final = bytes(NODE_ID_SIZE)
 _REQUEST: Final = struct.Struct(">BBBBI32sIII20s")  # version, flags, suite, zero, created, next, delay, cells, bytes, zeros
-_ANSWER: Final = struct.Struct(">BQQQ")  # status, boot epoch, cell limit, byte limit; then zeros
+_ANSWER: Final = struct.Struct(">BQQQB")  # status, boot epoch, cell limit, byte limit, effort; then zeros
 _ANSWER_ZEROS: Final = bytes(REPLY_BODY_SIZE - _ANSWER.size)
 
 STATUS_ACCEPTED: Final = 0
@@ -61,15 +62,20 @@ STATUS_BUSY: Final = 1
 STATUS_SUITE: Final = 2
 STATUS_LIMITS: Final = 3
 STATUS_POLICY: Final = 4
+STATUS_EFFORT: Final = 5  # too little proof of work for now
 
 
 class BuildRefusedError(RemoteProtocolError):
-    """A hop answered a build with a status other than "accepted": `hop` counts from 0, `status` is authenticated."""
+    """A hop answered a build with a status other than "accepted": `hop` counts from 0, `status` is authenticated.
 
-    def __init__(self, hop: int, status: int) -> None:
+    `effort`: the proof of work that this hop asks now, in bits.
+    """
+
+    def __init__(self, hop: int, status: int, effort: int = 0) -> None:
         super().__init__(f"hop {hop + 1} of a build refused (status {status})")
         self.hop = hop
         self.status = status
+        self.effort = effort
 
 
 class Seen(Protocol):
@@ -127,8 +133,11 @@ class _Record:
 class ClientBuild:
     """One build: send `cells` (slot order, kind 1), give the seven answer cells to `finish`."""
 
-    def __init__(self, hops: Sequence[PublicKeys], suite: int, entropy: Entropy, wall: int) -> None:
-        """`hops` from the first to the last, all different; one layer suite that all of them offer."""
+    def __init__(self, hops: Sequence[PublicKeys], suite: int, entropy: Entropy, wall: int, proofs: Sequence[Proof] = ()) -> None:
+        """`hops` from the first to the last, all different; one layer suite that all of them offer.
+
+        `proofs`: of work, one for each hop; none where no hop asks any.
+        """
         if not HOPS_MIN <= len(hops) <= HOPS_MAX or suite not in LAYER_KEY_SIZES:
             raise LocalProtocolError(f"a circuit of {len(hops)} hops with layer suite {suite}")
         if len({hop.node_id for hop in hops}) != len(hops):
@@ -136,7 +145,9 @@ class ClientBuild:
         self._suite = suite
         slots = _shuffled(entropy)
         ids = [hop.node_id for hop in hops[1:]] + [_NO_NODE]
-        made = [_request(hop, after, slot, suite, entropy, wall) for hop, after, slot in zip(hops, ids, slots, strict=False)]
+        proofs = proofs or [Proof(entropy(X25519_SIZE), entropy(WORK_SIZE)) for _ in hops]
+        parts = zip(hops, ids, slots[: len(hops)], proofs, strict=True)
+        made = [_request(hop, after, slot, suite, wall, proof) for hop, after, slot, proof in parts]
         self._records = [record for record, _ in made]
         cells = [bytearray(entropy(CELL_SIZE)) for _ in range(BUILD_SLOTS)]
         for record, request in made:
@@ -183,11 +194,11 @@ class ClientBuild:
         t1 = schedule.digest(record.t0, record.sealed, y)
         keys = schedule.CircuitKeys(t1, record.keys.prk0, x25519(record.x, y), self._suite)
         body = schedule.unseal(keys.answer_seal, y + record.t0, sealed)
-        status = _ANSWER.unpack_from(body)[0]
+        status, *_, effort = _ANSWER.unpack_from(body)
         if body[_ANSWER.size :] != _ANSWER_ZEROS:
             raise RemoteProtocolError(f"the answer of hop {i + 1} of a build breaks a rule")
         if status != STATUS_ACCEPTED:
-            raise BuildRefusedError(i, status)
+            raise BuildRefusedError(i, status, effort)
         return HopLayers(keys.forward_key, keys.backward_key, keys.ck)
 
 
@@ -201,11 +212,11 @@ def _shuffled(entropy: Entropy) -> list[int]:
     return drawn
 
 
-def _request(hop: PublicKeys, after: bytes, slot: int, suite: int, entropy: Entropy, wall: int) -> tuple[_Record, bytes]:
-    x = entropy(X25519_SIZE)
+def _request(hop: PublicKeys, after: bytes, slot: int, suite: int, wall: int, proof: Proof) -> tuple[_Record, bytes]:
+    x = proof.x
     public = x25519_public(x)
     encapsulated, ct = encapsulate(hop.onion_ek)
-    opening = public + ct + _hint(public, hop) + entropy(WORK_SIZE)
+    opening = public + ct + _hint(public, hop) + proof.work
     t0 = schedule.build_start(hop.node_id, hop.onion_x25519, hop.onion_ek, opening)
     keys = schedule.BuildKeys(t0, x25519(x, hop.onion_x25519), encapsulated)
     flags = FLAG_LAST if after == _NO_NODE else 0
@@ -266,11 +277,13 @@ class HopBuild:
         boot_epoch: int = 0,
         predecessor: bytes | None = None,
         decide: Callable[[int, bool], int] = lambda _suite, _last: STATUS_ACCEPTED,
+        effort: int = 0,
     ) -> HopResult:
         """Open our record among the seven cells and answer in its place.
 
         `started`: second in which `seen` was made, empty. `predecessor`: node id of the relay the build came from.
-        `decide(suite, last)` gives the status to answer. Raises RemoteProtocolError: drop the build in silence.
+        `decide(suite, last)` gives the status to answer, `effort` is what we ask now.
+        Raises RemoteProtocolError: drop the build in silence.
         """
         opened = _open_request(cells, me, wall, started)
         if opened.next in {me.public.node_id, predecessor} and opened.next is not None:
@@ -282,13 +295,23 @@ class HopBuild:
         y_public = x25519_public(y)
         t1 = schedule.digest(opened.t0, opened.sealed, y_public)
         keys = schedule.CircuitKeys(t1, opened.keys.prk0, x25519(y, opened.x), opened.suite)
-        body = _ANSWER.pack(status, boot_epoch, 0, 0) + _ANSWER_ZEROS
+        body = _ANSWER.pack(status, boot_epoch, 0, 0, effort) + _ANSWER_ZEROS
         out = [bytearray(cell) for cell in cells]
         out[opened.slot][:] = y_public + schedule.seal(keys.answer_seal, y_public + opened.t0, body)
         build_layer, answer_layer = opened.keys.layers(opened.suite)
         _apply(out, build_layer, opened.suite, FORWARD, KIND_BUILD)
         passed = tuple(bytes(cell) for cell in out)
         return HopResult(opened.next, passed, opened.suite, keys.forward_key, keys.backward_key, keys.ck, status, answer_layer)
+
+
+def offered_work(cells: Sequence[bytes], public: PublicKeys, epochs: Iterable[int]) -> int:
+    """Bits of proof of work that the record for us among the seven cells has, for the best of these directory epochs.
+
+    Raises RemoteProtocolError when none is for us. Only hashes: it is asked before `HopBuild.open`.
+    """
+    record = bytes(cells[_find_slot(cells, public)])
+    x, work = record[RECORD_X:RECORD_CT], record[RECORD_WORK:RECORD_SEALED]
+    return max(bits_of(x, work, public.node_id, epoch) for epoch in epochs)
 
 
 def _open_request(cells: Sequence[bytes], me: StaticKeys, wall: int, started: int) -> _Opened:

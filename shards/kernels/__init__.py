@@ -20,6 +20,7 @@ from shards.process import package_environment
 KERNEL_MODULES: Final = (
     "nyx.link.seal",
     "nyx.onion.layer",
+    "nyx.onion.work",
     "nyx.stream.commands",
     "nyx.stream.rebuild",
     "nyx.stream.receive",

@@ -30,7 +30,7 @@ def test_defaults_and_origins():
         "nyx", "client", "0.0.0.0", 43300, 4096, Path("/home/a/.local/state/nyx"), Path("/home/a/.local/state/nyx/run")
     )
     assert found.proxy.listen == ("127.0.0.1", 9750)
-    assert found.path == config.PathConfig(3, 2, allow_loopback=False)
+    assert found.path == config.PathConfig(3, 2, 20, allow_loopback=False)
     assert found.workers == config.WorkersConfig(0, pin=True)
     assert found.directory == config.DirectoryConfig(Path("network"), (bytes.fromhex(SIGNER),), 1)
     assert found.exit.policy == ("accept public:80,443", "reject *:*")

@@ -97,7 +97,7 @@ class SmallNode:
         self.net, self.keys, self.role, self.proxy = net, keys, role, proxy
         self.address = pack(host, PORT, socket.AF_INET)
         self.entropy = net.rng.randbytes
-        self.path = SimpleNamespace(circuits_ahead=ahead, hops=3, allow_loopback=True)
+        self.path = SimpleNamespace(circuits_ahead=ahead, effort=20, hops=3, allow_loopback=True)
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
             [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *quota_columns(),

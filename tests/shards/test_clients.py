@@ -143,9 +143,9 @@ def test_a_client_is_not_known_again_by_its_clock(net, monkeypatch):
     seen = []
     made = ClientBuild
 
-    def build(hops, suite, entropy, wall):
+    def build(hops, suite, entropy, wall, proofs):
         seen.append(wall - net.wall)
-        return made(hops, suite, entropy, wall)
+        return made(hops, suite, entropy, wall, proofs)
 
     monkeypatch.setattr(module, "ClientBuild", build)
     net.clients[0].path.circuits_ahead = 4

@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 
 from bench.attack.floods import forgery, half_build, junk
+from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.link.channel import CellReceived
 from nyx.link.cookie import COOKIE_SLOT, open_cookie
 from nyx.link.handshake import Initiator
+from nyx.onion.build import ClientBuild
+from nyx.onion.work import Work
 from nyx.stats import Counter
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import PACKET_SIZE
 from nyx.wire.packet import KIND_BUILD
 from shards import hops, strangers
 from shards.address import pack
+from shards.effort import CALM, FIRST
 from shards.fair import OPERATIONS, PIECE
 from shards.link import LinkState
 from shards.tables import ROLE_CLIENT
@@ -239,3 +243,103 @@ def test_half_open_builds_cost_bounded_memory_and_an_honest_one_passes(net, monk
     client.desk.clients.connection_for(b"somebody", net.now)
     net.run(1)
     assert client.circuits(ROLE_CLIENT)
+
+
+# ---------------------------------------------------------------- proof of work
+
+
+def ask(relay, bits):
+    """This relay asks for so much work, and goes on asking."""
+    relay.desk.hops.effort.bits = bits
+    relay.desk.hops.effort.look = lambda *_: None
+
+
+def test_builds_that_wait_make_a_relay_ask_for_work_and_calm_ends_it(net):
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
+    [link] = relay.links.all()
+    session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
+    publics = [net.relays[i].keys.public for i in range(3)]
+    for circuit in range(1, hops.PENDING_PER_CLIENT + 1):
+        for slot, cell in enumerate(ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.time()).cells):
+            relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, circuit, cell), net.now)
+    assert relay.desk.hops.waiting == hops.COMPLETE_PER_LINK
+    net.now += SECOND
+    relay.desk.hops.on_timer(net.now)
+    assert relay.desk.hops.effort.bits == FIRST
+    assert "10 bits" in relay.desk.flooded()
+    net.run(CALM / SECOND + 3, SECOND // 4)
+    assert relay.desk.hops.effort.bits == 0
+    assert relay.desk.flooded() is None
+
+
+@pytest.mark.parametrize("asking", [[1], [0, 1, 2]])
+def test_a_client_hears_what_is_asked_and_builds_again_with_it(net, asking):
+    client = net.clients[0]
+    for relay in asking:
+        ask(net.relays[relay], 9 + relay)
+    client.desk.clients.connection_for(b"somebody", net.now)
+    net.run(2)
+    assert client.circuits(ROLE_CLIENT)
+    assert statistic(client, Counter.BUILDS_WORKED) == len(asking)
+    assert statistic(client, Counter.BUILDS_FAILED) == 0
+
+
+def test_no_more_work_is_made_than_the_configuration_allows(net):
+    client = net.clients[0]
+    client.path.effort = 8
+    ask(net.relays[0], 9)
+    client.desk.clients.connection_for(b"somebody", net.now)
+    net.run(2)
+    assert not client.circuits(ROLE_CLIENT)
+    assert "9 bits of proof of work" in client.desk.clients.trouble
+
+
+def test_a_relay_that_asks_for_ever_more_is_left(net):
+    client, evil = net.clients[0], net.relays[0]
+    effort = evil.desk.hops.effort
+    bits = iter(range(1, 1000))
+    decide = evil.desk.hops._decide
+
+    def never(pending, suite, last):
+        pending.worked = False
+        effort.bits = min(next(bits), 12)
+        return decide(pending, suite, last)
+
+    evil.desk.hops._decide = never
+    effort.look = lambda *_: None
+    effort.bits = 1
+    client.desk.clients.connection_for(b"somebody", net.now)
+    net.run(3)
+    assert statistic(client, Counter.BUILDS_FAILED) >= 1
+    assert not client.circuits(ROLE_CLIENT)
+
+
+def test_builds_without_work_get_few_operations_and_never_before_those_with_it(net):
+    relay = net.relays[0]
+    for client in net.clients:
+        net.link(client, 0)
+    ask(relay, 9)
+    poor, rich = relay.links.all()
+    publics = [net.relays[i].keys.public for i in range(3)]
+    for circuit in range(1, 40):
+        proofs = Work([p.node_id for p in publics], [9, 0, 0], net.snapshot.epoch, net.rng.randbytes)
+        while not proofs.done:
+            proofs.advance()
+        for link, work in ((poor, ()), (rich, proofs.proofs)):
+            session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
+            made = ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.time(), work)
+            for slot, cell in enumerate(made.cells):
+                relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, circuit, cell), net.now)
+    assert relay.drops(Drop.NO_WORK) > 20
+    opened: list[bool] = []
+    take = relay.desk.hops._open
+
+    def open_one(pending, *rest):
+        opened.append(pending.worked)
+        take(pending, *rest)
+
+    relay.desk.hops._open = open_one
+    net.run(0.1, MS)
+    assert opened[:8] == [True, True, True, False] * 2
+    assert opened.count(True) == 39

@@ -13,6 +13,7 @@ from nyx.link.channel import CellReceived
 from nyx.onion import build as onion_build
 from nyx.onion.build import BuildRefusedError, ClientBuild
 from nyx.onion.layer import FORWARD, remove_layer
+from nyx.onion.work import Proof
 from nyx.wire.codes import DestroyReason, Drop, ErrorCode
 from nyx.wire.geometry import BUILD_SLOTS, CELL_SIZE
 from nyx.wire.packet import KIND_ANSWER, KIND_BUILD
@@ -65,6 +66,10 @@ def net(rng, tmp_path):
 def build(net, *path, suite=SUITE_AEGIS128L, wall=None):
     publics = [net.relays[i].keys.public for i in path]
     return ClientBuild(publics, suite, net.rng.randbytes, wall or net.wall)
+
+
+def no_work(net):
+    return Proof(net.rng.randbytes(32), net.rng.randbytes(8))
 
 
 def nothing_left(node):
@@ -159,7 +164,7 @@ def test_a_build_that_leads_back_to_the_hop_itself_is_silence(net):
     peer = Peer(net)
     publics = [net.relays[0].keys.public, net.relays[2].keys.public]
     made = ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.wall)
-    twin = onion_build._request(publics[0], publics[0].node_id, 3, SUITE_AEGIS128L, net.rng.randbytes, net.wall)[1]
+    twin = onion_build._request(publics[0], publics[0].node_id, 3, SUITE_AEGIS128L, net.wall, no_work(net))[1]
     made.cells = [net.rng.randbytes(CELL_SIZE) for _ in range(BUILD_SLOTS)]
     made.cells[3] = twin
     peer.send(made)
@@ -170,8 +175,8 @@ def test_a_build_that_leads_back_to_the_relay_it_came_from_is_silence(net):
     """Relay 0 is told to pass to 1, which is told to pass to 0."""
     zero, one = net.relays[0].keys.public, net.relays[1].keys.public
     peer, cells = Peer(net), [bytearray(net.rng.randbytes(CELL_SIZE)) for _ in range(BUILD_SLOTS)]
-    first, request = onion_build._request(zero, one.node_id, 0, SUITE_AEGIS128L, net.rng.randbytes, net.wall)
-    _, second = onion_build._request(one, zero.node_id, 1, SUITE_AEGIS128L, net.rng.randbytes, net.wall)
+    first, request = onion_build._request(zero, one.node_id, 0, SUITE_AEGIS128L, net.wall, no_work(net))
+    _, second = onion_build._request(one, zero.node_id, 1, SUITE_AEGIS128L, net.wall, no_work(net))
     cells[0][:], cells[1][:] = request, second
     remove_layer(cells[1], first.keys.layers(SUITE_AEGIS128L)[0], SUITE_AEGIS128L, FORWARD, KIND_BUILD, 1)
     made = build(net, 0, 1)
