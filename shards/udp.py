@@ -365,7 +365,7 @@ class Udp:
         self.counters: Words = np.zeros(COUNTERS, np.int64)
         self._single: Bytes = np.zeros(PACKET_SIZE, np.uint8)
         self._destination: Bytes = np.zeros(ADDRESS_SIZE, np.uint8)
-        self._layout: tuple[Any, int, int] = (None, 0, 0)
+        self._addresses: tuple[Any, int, int] = (None, 0, 0)  # sessions, where the first one's address lies, bytes to the next
 
     @property
     def gso(self) -> bool:
@@ -395,11 +395,10 @@ class Udp:
 
         Packets of one session that stand together leave as one message: sort by row before sealing.
         """
-        dtype, offset, stride = self._layout
-        if dtype is not sessions.dtype:
-            dtype, offset, stride = sessions.dtype, int(sessions.dtype.fields["address"][1]), sessions.dtype.itemsize  # type: ignore[index]
-            self._layout = (dtype, offset, stride)
-        return self.send_to(slots, rows, n, address_of(sessions) + offset, stride)
+        if self._addresses[0] is not sessions:
+            offset = int(sessions.dtype.fields["address"][1])  # type: ignore[index]
+            self._addresses = (sessions, address_of(sessions) + offset, sessions.dtype.itemsize)
+        return self.send_to(slots, rows, n, *self._addresses[1:])
 
     def send_to(self, slots: Words, rows: Words, n: int, destinations: int, stride: int) -> int:
         """The same with raw addresses (28 bytes) that lie `stride` bytes apart in memory from `destinations` on."""

@@ -161,6 +161,7 @@ class Worker:
         self._next_second = 0
         self._next_flush = 0
         self._links_due = 0
+        self._moving, self._due = True, 0  # of edges and streams, as the last turn in which they had something to do left them
         self._rest_by = 0  # when to end, once asked to leave everything to the next life
         self._active = True  # whether streams or edges may have something to do in this turn
         self._turns = self._made = self._delivered = self._closed = 0
@@ -212,11 +213,13 @@ class Worker:
         """One round of everything that has something to do: a relay's turn ends with its queue, and touches no stream."""
         ready = self.poller.wait(self._patience())
         now = time.monotonic_ns()
+        self._active = False
         if self.settings.due:
             self.settings.take(self)
+            self._active = True
         if self.settings.busy:
             self.settings.work()
-        self._active = False
+            self._active = True
         packets = self._on_ready(ready, now) if ready else False
         for _ in range(_RECEIVES if packets else 0):
             if self.pool.free_count < _LOW_POOL:
@@ -228,8 +231,10 @@ class Worker:
                 break
         if self.context.workers > 1:
             self._from_others(now)
-        self.desk.serve(now, self.links.wall)
-        if self._active or self.edge.pending:
+        if self._active or self.desk.waiting:
+            self.desk.serve(now, self.links.wall)
+            self._active = True
+        if self._active or self._moving:
             self._events(now)
             self.edge.pump(now)
             self._active = True
@@ -239,6 +244,7 @@ class Worker:
         self._timers(now)
         if self._active or self.streams.pending:
             self._transmit(now)
+            self._moving, self._due = self.edge.pending, min(self.edge.next_timeout(), self.streams.next_timeout())
         self._send(now)
         self._turns += 1
 
@@ -260,13 +266,14 @@ class Worker:
 
     def _patience(self) -> int:
         """Nanoseconds until something is due; 0 when there is work already."""
-        busy = self.edge.pending or self.desk.waiting or (self.streams.pending and not self._blocked)
+        busy = self._moving or self.desk.waiting or (self.streams.pending and not self._blocked)
         if busy or self.settings.busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
-        due = min(self._next_second, self._links_due, self.edge.next_timeout(), self.streams.next_timeout())
+        now = time.monotonic_ns()
+        due = min(self._next_second, self._links_due, self._due)
         if self._rest_by:
-            due = min(due, time.monotonic_ns() + REST_LOOK)
-        return max(0, due - time.monotonic_ns())
+            due = min(due, now + REST_LOOK)
+        return max(0, due - now)
 
     def _on_ready(self, ready: int, now: int) -> bool:
         """Serve every ready descriptor but the packets'; whether packets wait."""
@@ -368,12 +375,12 @@ class Worker:
     # ------------------------------------------------------------ time
 
     def _timers(self, now: int) -> None:
-        if now >= self.edge.next_timeout():
-            self.edge.on_timer(now)
-            self._active = True
-        if now >= self.streams.next_timeout():
-            self.streams.on_timeout(now)
-            self._events(now)
+        if now >= self._due:
+            if now >= self.edge.next_timeout():
+                self.edge.on_timer(now)
+            if now >= self.streams.next_timeout():
+                self.streams.on_timeout(now)
+                self._events(now)
             self._active = True
         if now >= self._next_second or self.desk.hurry(now):
             wall = int(time.time())
@@ -388,6 +395,7 @@ class Worker:
             self._active = True
         if now >= self._links_due or self.links.busy:
             self._links_due = self.links.transmit(now)
+            self._active = True  # a link that fails here ends streams
         if now >= self._next_flush:
             self._next_flush = now + _FLUSH
             self._flush_statistics()

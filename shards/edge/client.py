@@ -366,7 +366,7 @@ class ClientEdge:
 
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
-        return min(self._deadlines.next(), self._paused_until or NEVER)
+        return min(self._deadlines.next, self._paused_until or NEVER)
 
     def on_timer(self, now: int) -> None:
         """Give up whoever had time enough; accept again after a pause."""

@@ -52,27 +52,25 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._at: dict[int, int] = {}
-        self._next = NEVER
+        self.next = NEVER  # ns; not later than the earliest deadline
 
     def set(self, key: int, at: int) -> None:
         """Give the key a deadline in place of what it had."""
         self._at[key] = at
-        self._next = min(self._next, at)
+        self.next = min(self.next, at)
 
     def clear(self, key: int) -> None:
         """The key has none any more; harmless if it had none."""
         self._at.pop(key, None)
-
-    def next(self) -> int:
-        """Not later than the earliest deadline, in ns."""
-        return self._next if self._at else NEVER
+        if not self._at:
+            self.next = NEVER
 
     def expired(self, now: int) -> list[int]:
         """Keys whose time has come, oldest first; they have no deadline afterwards."""
-        if now < self.next():
+        if now < self.next:
             return []
         gone = sorted((at, key) for key, at in self._at.items() if at <= now)
         for _, key in gone:
             del self._at[key]
-        self._next = min(self._at.values(), default=NEVER)
+        self.next = min(self._at.values(), default=NEVER)
         return [key for _, key in gone]

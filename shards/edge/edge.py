@@ -26,7 +26,7 @@ from nyx.stats import Histogram, refusal_counters
 from nyx.stream import columns as events
 from shards.edge import table as edge
 from shards.edge.client import ClientEdge, Opening, Waiting
-from shards.edge.contract import NEVER, Epoll, OpenCircuit, Streams, Words
+from shards.edge.contract import Epoll, OpenCircuit, Streams, Words
 from shards.edge.core import Core
 from shards.edge.exit import ExitEdge
 from shards.edge.pumps import Pumps
@@ -144,8 +144,7 @@ class Edge:
 
     def next_timeout(self) -> int:
         """When `on_timer` must be called, in ns; NEVER if nothing waits."""
-        parts = (self.client, self.exit, self.sdk, self.pumps)
-        return min(NEVER, *(part.next_timeout() for part in parts))
+        return min(self.client.next_timeout(), self.exit.next_timeout(), self.sdk.next_timeout(), self.pumps.next_timeout())
 
     def on_timer(self, now: int) -> None:
         """Let deadlines pass."""

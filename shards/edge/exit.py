@@ -282,7 +282,7 @@ class ExitEdge:
 
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
-        return self._deadlines.next()
+        return self._deadlines.next
 
     def on_timer(self, now: int) -> None:
         """Give up look-ups and connections that had time enough."""

@@ -126,7 +126,7 @@ class Lobby:
 
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
-        return min(self._paused_until or NEVER, self._hello_by.next())
+        return min(self._paused_until or NEVER, self._hello_by.next)
 
     def on_timer(self, now: int) -> None:
         """Close who said nothing; accept again after a pause."""

@@ -30,6 +30,7 @@ from nyx.stream import columns as events
 from shards.edge import table as edge
 from shards.edge.contract import NEVER, SECOND, Epoll, Streams, Words
 from shards.edge.reasons import CODE_TARGET_RESET, Reason
+from shards.edge.rowmarks import RowMarks
 from shards.edge.table import EdgeTable, socket_inode
 from shards.kernels import tcp
 from shards.marks import fix_marks
@@ -93,8 +94,8 @@ class Pumps:
         self.bytes_in = 0
         self.bytes_out = 0
         count = len(self.rows)
-        self._in = np.zeros(count, np.bool_)
-        self._out = np.zeros(count, np.bool_)
+        self._in = RowMarks(count)
+        self._out = RowMarks(count)
         self._work: Words = np.zeros(count, np.int64)
         self._results: Words = np.zeros(count, np.int64)
         self._resetting: dict[int, tuple[int, int]] = {}  # row -> (deadline, code): reset when acknowledged
@@ -120,7 +121,7 @@ class Pumps:
 
     def _bind(self, row: int, fd: int) -> None:
         self._row_of_fd[fd] = row + 1
-        self._in[row] = self._out[row] = True
+        self._in.vector[row] = self._out.vector[row] = True
 
     def restore(self, row: int) -> tcp.Recovered:
         """Take over a row of a dead worker: positions from the kernel's counters, the socket into our epoll."""
@@ -157,7 +158,7 @@ class Pumps:
         """Close the row's socket; the row goes on without."""
         fd = int(self.rows[row]["fd"]) - 1
         self.table.move(row, edge.CLOSING)
-        self._in[row] = self._out[row] = False
+        self._in.vector[row] = self._out.vector[row] = False
         if fd < 0:
             return
         self._row_of_fd[fd] = 0
@@ -184,8 +185,8 @@ class Pumps:
     def on_ready(self, rows: Words, masks: Words, now: int) -> None:
         """Sockets of these rows are ready."""
         self._now = now
-        self._in[rows[(masks & _IN) != 0]] = True
-        self._out[rows[(masks & _OUT) != 0]] = True
+        self._in.vector[rows[(masks & _IN) != 0]] = True
+        self._out.vector[rows[(masks & _OUT) != 0]] = True
         for row in rows[(masks & _DEAD) != 0]:
             self._check_dead(int(row))
 
@@ -198,9 +199,9 @@ class Pumps:
     def on_event(self, kind: int, row: int, value: int, now: int) -> None:
         """A stream event of a row that is OPEN or CLOSING."""
         if kind in (events.READABLE, events.FINISHED):
-            self._out[row] = True
+            self._out.vector[row] = True
         elif kind == events.WRITABLE:
-            self._in[row] = True
+            self._in.vector[row] = True
         elif kind == events.RESET:
             self._on_reset(row, value, now)
         elif kind == events.STOPPED:
@@ -226,36 +227,30 @@ class Pumps:
     @property
     def pending(self) -> bool:
         """Whether a row has more to move than a turn's budget."""
-        return bool(self._in.any() or self._out.any())
+        return bool(self._in or self._out)
 
     def pump(self, now: int) -> None:
         """Move what can be moved, once, and settle what ended."""
         self._now = now
-        n = self._gather(self._in)
+        n = self._in.gather(self._work)
         if n:
             self.bytes_in += int(tcp.pump_in(self._work, n, self.rows, self.tx, self.ring, self._results))
             self._after(n, self._in, _NOTABLE_IN, self._on_in)
-        n = self._gather(self._out)
+        n = self._out.gather(self._work)
         if n:
             self.bytes_out += int(tcp.pump_out(self._work, n, self.rows, self.rx, self.ring, self._results))
             self._after(n, self._out, _NOTABLE_OUT, self._on_out)
         if self._resetting:
             self._settle_resets(now)
 
-    def _after(self, n: int, marks: NDArray[np.bool_], notable: int, decide: Callable[[int, int], None]) -> None:
+    def _after(self, n: int, marks: RowMarks, notable: int, decide: Callable[[int, int], None]) -> None:
         """What follows from the results of a kernel call over `n` rows."""
         results = self._results[:n]
-        marks[self._work[:n][(results & tcp.MORE) != 0]] = True
+        marks.vector[self._work[:n][(results & tcp.MORE) != 0]] = True
         found = np.flatnonzero(results & notable)
         if len(found):
             for row, result in zip(self._work[found].tolist(), results[found].tolist(), strict=True):
                 decide(row, result)
-
-    def _gather(self, marks: NDArray[np.bool_]) -> int:
-        found = np.flatnonzero(marks)
-        self._work[: len(found)] = found
-        marks[found] = False
-        return len(found)
 
     def _one(self, kernel: Any, row: int, memory: NDArray[np.uint8]) -> int:
         """Pump a single row outside the turn's order."""
@@ -335,4 +330,4 @@ class Pumps:
 
     def next_timeout(self) -> int:
         """When `pump` must be called though nothing else happens, in ns."""
-        return min((deadline for deadline, _ in self._resetting.values()), default=NEVER)
+        return min(deadline for deadline, _ in self._resetting.values()) if self._resetting else NEVER

@@ -353,8 +353,7 @@ class SdkEdge:
     def next_timeout(self) -> int:
         """When `on_timer` has something to do, in ns."""
         look = self._next_look if self._of_sock else NEVER
-        due = (self._circuit_by, self._answer_by, self._gone_by)
-        return min(look, self.lobby.next_timeout(), *(deadlines.next() for deadlines in due))
+        return min(look, self.lobby.next_timeout(), self._circuit_by.next, self._answer_by.next, self._gone_by.next)
 
     def on_timer(self, now: int) -> None:
         """Give up whatever had time enough."""

@@ -27,6 +27,7 @@ from shards.edge import table as edge
 from shards.edge.contract import Streams, Words
 from shards.edge.guest import Guest
 from shards.edge.reasons import CODE_TARGET_RESET, Reason
+from shards.edge.rowmarks import RowMarks
 from shards.edge.table import EdgeTable
 from shards.kernels import slots, tcp
 
@@ -64,8 +65,8 @@ class SlotPumps:
         self._places: Words = np.zeros(count, np.int64)
         self._sizes: Words = np.zeros(count, np.int64)
         self._owner: Words = np.full(count, -1, np.int64)
-        self._in = np.zeros(count, np.bool_)
-        self._out = np.zeros(count, np.bool_)
+        self._in = RowMarks(count)
+        self._out = RowMarks(count)
         self._work: Words = np.zeros(count, np.int64)
         self._results: Words = np.zeros(count, np.int64)
 
@@ -79,7 +80,7 @@ class SlotPumps:
     def attach(self, row: int) -> None:
         """The stream is open from now on."""
         tcp.mark(self.rows, row, tcp.HELD)
-        self._in[row] = self._out[row] = True
+        self._in.vector[row] = self._out.vector[row] = True
         self.tell(row, Phase.OPENED)
 
     def seat(self, row: int) -> tuple[Guest, int] | None:
@@ -117,7 +118,7 @@ class SlotPumps:
     def end(self, row: int, outcome: Outcome) -> None:
         """The application is told that its stream is over; the row goes on without a slot."""
         self.table.move(row, edge.CLOSING)
-        self._in[row] = self._out[row] = False
+        self._in.vector[row] = self._out.vector[row] = False
         if guest := self.unbind(row):
             entry = self.table.rows[row]
             guest.tell(int(entry["slot"]), int(entry["generation"]), Phase.ENDED, outcome)
@@ -133,14 +134,14 @@ class SlotPumps:
     def on_wake(self, guest: Guest) -> None:
         """The application moved something in some of its slots."""
         rows = guest.bound[guest.bound >= 0]
-        self._in[rows] = self._out[rows] = True
+        self._in.vector[rows] = self._out.vector[rows] = True
 
     def on_event(self, kind: int, row: int, value: int, now: int) -> None:
         """A stream event of a row that is OPEN or CLOSING."""
         if kind in (events.READABLE, events.FINISHED):
-            self._out[row] = True
+            self._out.vector[row] = True
         elif kind == events.WRITABLE:
-            self._in[row] = True
+            self._in.vector[row] = True
         elif kind == events.RESET:
             self._on_reset(row, value, now)
         elif kind == events.STOPPED:
@@ -168,7 +169,7 @@ class SlotPumps:
         """The application closed its stream: what it wrote is still sent."""
         tcp.mark(self.rows, row, tcp.OUT_FIN)
         self.streams.stop(row, Reason.CANCELLED.facts.code)
-        self._in[row] = True
+        self._in.vector[row] = True
         self._end_if_over(row)
 
     # ---------------------------------------------------------------- one turn
@@ -176,17 +177,17 @@ class SlotPumps:
     @property
     def pending(self) -> bool:
         """Whether a row has more to move than a turn's budget."""
-        return bool(self._in.any() or self._out.any())
+        return bool(self._in or self._out)
 
     def pump(self) -> None:
         """Move what can be moved, once, wake whose bytes moved, and settle what ended."""
         moved: set[int] = set()
-        if n := self._gather(self._in):
+        if n := self._in.gather(self._work):
             self.bytes_in += int(
                 slots.take_in(self._work, n, self._places, self._sizes, self.rows, self.tx, self.ring, self._results)
             )
             moved |= self._after(n, self._in, _NOTABLE_IN, inwards=True)
-        if n := self._gather(self._out):
+        if n := self._out.gather(self._work):
             self.bytes_out += int(
                 slots.put_out(self._work, n, self._places, self._sizes, self.rows, self.rx, self.ring, self._results)
             )
@@ -195,16 +196,10 @@ class SlotPumps:
             if index in self.guests:
                 self.guests[index].ring_bell()
 
-    def _gather(self, marks: NDArray[np.bool_]) -> int:
-        found = np.flatnonzero(marks)
-        self._work[: len(found)] = found
-        marks[found] = False
-        return len(found)
-
-    def _after(self, n: int, marks: NDArray[np.bool_], notable: int, *, inwards: bool) -> set[int]:
+    def _after(self, n: int, marks: RowMarks, notable: int, *, inwards: bool) -> set[int]:
         """What follows from the results of a kernel call over `n` rows; the guests whose bytes moved."""
         work, results = self._work[:n].copy(), self._results[:n].copy()
-        marks[work[(results & tcp.MORE) != 0]] = True
+        marks.vector[work[(results & tcp.MORE) != 0]] = True
         moved = set(self._owner[work[(results & tcp.BYTES) != 0]].tolist())
         for k in np.flatnonzero(results & notable).tolist():
             row = int(work[k])

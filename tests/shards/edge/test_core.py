@@ -22,5 +22,5 @@ def test_deadlines(steps):
             assert deadlines.expired(at) == [k for _, k in gone]
             for _, k in gone:
                 del model[k]
-        assert deadlines.next() <= min(model.values(), default=NEVER)
-        assert (deadlines.next() == NEVER) == (not model)
+        assert deadlines.next <= min(model.values(), default=NEVER)
+        assert (deadlines.next == NEVER) == (not model)
