@@ -65,6 +65,8 @@ class Status(Document):
     warnings: list[str]
     config: int | None = None  # version of the configuration in force
     waiting: list[str] = field(default_factory=list)  # keys whose new values need a restart
+    memory_used: int | None = None  # bytes that count against the cap; null: no worker has told
+    memory_cap: int | None = None  # limits.memory in bytes
 
 
 @dataclass(frozen=True, slots=True)

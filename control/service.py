@@ -118,6 +118,8 @@ class Service:
             warnings=list(dict.fromkeys(warnings)),
             config=version.number if version else None,
             waiting=sorted(version.waiting) if version else [],
+            memory_used=total("memory_used") or None,
+            memory_cap=max((int(data.get("memory_cap", 0)) for data in answers.values()), default=0) or None,
         )
 
     def _unsealed(self, table: Processes | None) -> list[str]:

@@ -25,6 +25,7 @@ from nyx.readers import (
     ENDPOINT,
     FILE,
     LISTEN,
+    MEMORY,
     PATH,
     RULES,
     SIGNERS,
@@ -38,10 +39,13 @@ from nyx.readers import (
 )  # fmt: skip
 from nyx.scrub import keep
 from nyx.toml import key_lines
+from nyx.wire.geometry import PACKET_SIZE
 
 PORT_FIRST: Final = 43300
 PORT_LAST: Final = 43399
 SOCKET_PATH_MAX: Final = 107  # bytes of a unix socket's path (sun_path), without its end
+MEMORY_NODE: Final = 72  # MiB of supervisor and control process
+MEMORY_WORKER: Final = 72  # MiB of a worker and its keeper, with little to do
 HOPS_PRODUCTION: Final = 3  # fewer hide nothing from the first relay's neighbours: test networks only
 
 
@@ -114,12 +118,13 @@ class DirectoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """[limits]: how many of each thing a worker has room for; the memory is laid out at the start."""
+    """[limits]: how many of each thing a worker has room for, laid out at the start, and what the node's memory may grow to."""
 
     circuits: int
     streams: int
     connections: int
     pool_packets: int
+    memory: int  # MiB of the whole node; 0: a quarter of the machine's
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +297,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("limits.streams", integer(16, 65536), 1024, "streams per worker"),
     Key("limits.connections", integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", integer(1024, 1 << 20), 8192, "packet slots per worker"),
+    Key("limits.memory", MEMORY, "auto", 'MiB that all processes of the node hold at most, or "auto": a quarter of the machine'),
     Key("suite.prefer", choice("auto", "aegis128l", "chacha20poly1305"), "auto", "AEAD suite where both ends have it", "text"),
     Key("metrics.listen", ENDPOINT, "off", 'Prometheus metrics, address and port like "127.0.0.1:9751", or "off"', "text"),
     Key("metrics.allow_remote", BOOLEAN, default=False, about="metrics on other than loopback addresses, readable by all"),
@@ -321,6 +327,7 @@ _LIVE: Final = {
     "directory.file": "paths chosen after it",
     "directory.signers": "paths chosen after it",
     "directory.threshold": "paths chosen after it",
+    "limits.memory": "at once",
     "suite.prefer": "links and circuits opened after it",
     "log.format": _LOG,
     "log.level": _LOG,
@@ -375,7 +382,7 @@ def setting(config: Config, key: str) -> Any:
     value = getattr(getattr(config, section), name)
     if isinstance(value, Path):
         return str(value)
-    if key == "workers.count":
+    if key in ("workers.count", "limits.memory"):
         return value or "auto"
     if _BY_NAME[key].read in (LISTEN, ENDPOINT):
         return "off" if value is None else f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
@@ -538,11 +545,22 @@ class _Loader:
             wrong(
                 "metrics.listen", f"{metrics[0]} is not a loopback address; whoever reaches it reads: metrics.allow_remote = true"
             )
+        if (text := _wrong_memory(values)) is not None:
+            wrong("limits.memory", text)
         for key, text in _wrong_api(values):
             wrong(key, text)
         run_dir = values.get("node.run_dir")
         if run_dir and len(bytes(run_dir / "control.sock")) > SOCKET_PATH_MAX:
             wrong("node.run_dir", f"{run_dir} is too long: a socket's path has at most {SOCKET_PATH_MAX} bytes")
+
+
+def _wrong_memory(values: Values) -> str | None:
+    """What is too little for the processes and the packets of so many workers."""
+    memory, workers, packets = (values.get(key) or 0 for key in ("limits.memory", "workers.count", "limits.pool_packets"))
+    least = MEMORY_NODE + max(workers, 1) * (MEMORY_WORKER + (packets * PACKET_SIZE >> 20))
+    if not memory or memory >= least:
+        return None
+    return f"{memory} MiB is not enough for this node's processes and packets: at least {least}"
 
 
 def _wrong_api(values: Values) -> list[tuple[str, str]]:

@@ -125,6 +125,10 @@ def _count(value: Any) -> int:
     return 0 if value == "auto" else int(integer(1, 4)(value))
 
 
+def _memory(value: Any) -> int:
+    return 0 if value == "auto" else int(integer(128, 1 << 22)(value))
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise WrongValueError(f"{show(value)} is not a list")
@@ -162,6 +166,7 @@ FILE: Final = Reader(_file, "string", "a path, counted from the file's folder, o
 LISTEN: Final = Reader(_listen, "string", 'a loopback address and port, or "off"')
 ENDPOINT: Final = Reader(_endpoint, "string", 'a numeric address and port, or "off"')
 COUNT: Final = Reader(_count, "integer or string", '1 to 4, or "auto"')
+MEMORY: Final = Reader(_memory, "integer or string", '128 to 4194304, or "auto"')
 SIGNERS: Final = Reader(_signers, "array of strings", "1 to 32 keys of 64 hexadecimal digits")
 RULES: Final = Reader(_rules, "array of strings", f"at most {RULES_MAX} rules")
 

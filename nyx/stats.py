@@ -61,6 +61,8 @@ class Counter(IntEnum):
     COOKIES_SENT = 35  # to strangers who had to prove their address
     COOKIES_TAKEN = 36  # from relays under load, each made into a new initiation
     BUILDS_WORKED = 37  # as the client, begun again with the proof of work that a relay asked
+    STREAMS_EVICTED = 38  # ended because the node's memory was used up
+    CIRCUITS_EVICTED = 39  # of others, for the same reason
 
 
 UNITS: Final[dict[str, str]] = {
@@ -73,7 +75,7 @@ UNITS: Final[dict[str, str]] = {
 REFUSALS: Final[tuple[str, ...]] = (
     "bad_request", "not_connect", "address_form", "bad_name", "no_method", "slow_client", "no_circuit", "circuit_lost", "busy",
     "policy", "network_unreachable", "host_unreachable", "not_resolved", "connection_refused", "timeout", "exit_failed",
-    "target_reset", "cancelled", "restarted", "shutdown", "stopped", "too_large", "no_descriptor",
+    "target_reset", "cancelled", "restarted", "shutdown", "stopped", "too_large", "no_descriptor", "memory",
 )  # fmt: skip
 
 COUNTERS: Final[tuple[str, ...]] = (

@@ -92,6 +92,8 @@ class Admin:
             "streams": int(np.count_nonzero(worker.context.columns["streams"]["state"])),
             "warnings": worker.checkup.warnings,
             "config": worker.settings.number,
+            "memory_used": worker.cap.account,
+            "memory_cap": worker.cap.total,
         }
 
     def _prepare(self, request: admin.Request) -> Iterable[bytes]:

@@ -22,7 +22,7 @@ class Checkup:
     """The conditions of one worker.
 
     `granted` is its receive buffer, `refused` counts descriptors that the system had not, `trouble` says what keeps it from
-    circuits of its own, `flood` what strangers do to it.
+    circuits of its own, `flood` what strangers do to it, `memory` what is wrong with its memory.
     """
 
     def __init__(
@@ -32,12 +32,14 @@ class Checkup:
         refused: Callable[[], int],
         trouble: Callable[[], str | None],
         flood: Callable[[], str | None],
+        memory: Callable[[int], str | None],
     ) -> None:
         self._context = context
         self._granted = granted
         self._refused = refused
         self._trouble = trouble
         self._flood = flood
+        self._memory = memory
         self._conditions = Conditions()
         self._shortage = Shortage()
         self._rows = [statistics_row(context.shared["statistics"], index) for index in range(context.workers)]
@@ -59,6 +61,7 @@ class Checkup:
         judge("descriptors", self._shortage.condition(self._refused(), now))
         judge("circuits", self._trouble())
         judge("flood", self._flood())
+        judge("memory", self._memory(now))
         row = self._context.shared["node_workers"][self._context.index]
         judge("records", quarantine.describe(int(row["quarantined"]), int(row["quarantined_kind"]), self._context.index))
         if self._context.index == 0:

@@ -14,6 +14,7 @@ from nyx.columns import Columns
 from nyx.crypto.replay import mend_window
 from nyx.errors import InternalError
 from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
+from shards.footprint import clear
 from shards.tables import (
     BACK,
     BUILDING,
@@ -182,7 +183,7 @@ class CircuitRows:
         circuit = self.rows[row : row + 1]
         circuit["state"] = BUILDING
         if circuit[0]["cell_next"]:
-            self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS] = 0
+            clear(self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS])
         self._keys[row * KEYS_PER_CIRCUIT : (row + 1) * KEYS_PER_CIRCUIT] = 0
         self._paths[row * PATH_SIZE : (row + 1) * PATH_SIZE] = 0
         self._isolations[row : row + 1].view(np.uint8)[:] = 0

@@ -113,6 +113,12 @@ class CircuitDesk:
         if row >= 0:
             self.end_row(row, DestroyReason.NONE)
 
+    def end_connection(self, connection: int) -> None:
+        """End the circuit of a stream connection that holds too much memory."""
+        row = int(self._batch.circuit_of[connection]) - 1
+        if row >= 0:
+            self.end_row(row, DestroyReason.RESOURCES)
+
     # ------------------------------------------------------------ what links tell
 
     def on_cell(self, link: Link, session: int, cell: CellReceived, now: int) -> None:

@@ -28,6 +28,7 @@ from nyx.stream.engine import Streams
 from nyx.wire.codes import Drop
 from shards.admin import Admin
 from shards.batch import Batch
+from shards.cap import Cap
 from shards.checkup import ASLEEP, Checkup
 from shards.circuits import CircuitRows
 from shards.context import Asked, WorkerContext
@@ -147,12 +148,14 @@ class Worker:
         )  # fmt: skip
         self.desk = CircuitDesk(context, self.batch, self.links, circuit_rows, self.streams, self.edge)
         self.links.circuits = self.desk
+        self.cap = Cap(context, self.streams, self.desk.end_connection, self.edge.evict, self.statistics)
         self.checkup = Checkup(
             context,
             self.udp.receive_buffer,
             lambda: self.edge.core.counters["no_descriptor"],
             self.desk.trouble,
             self.desk.flooded,
+            self.cap.trouble,
         )
         self.admin = Admin(self)
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
@@ -172,6 +175,7 @@ class Worker:
         self._blocked = False
         self.streams.rebuild(now)
         self.edge.recover(now)
+        self.cap.begin(now)
         rooms = (rings, session_rows, self.links, circuit_rows, self.desk, self.edge)
         self.statistics[Counter.REPAIRS] += repaired + sum(room.repaired for room in rooms)
         self._on_asked(now)
@@ -237,6 +241,9 @@ class Worker:
         if self._active or self._moving:
             self._events(now)
             self.edge.pump(now)
+            self._active = True
+        if self.cap.look(now):
+            self._events(now)
             self._active = True
         if now - self._last_turn > ASLEEP:
             self._woke(now)

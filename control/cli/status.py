@@ -56,6 +56,14 @@ def config_lines(status: dict[str, Any]) -> list[str]:
     return [f"config   version {status['config']}" + (f"  {', '.join(waiting)}: needs a restart" if waiting else "")]
 
 
+def memory_lines(status: dict[str, Any]) -> list[str]:
+    """How much of the memory cap is used."""
+    used, cap = status.get("memory_used"), status.get("memory_cap")
+    if not used or not cap:
+        return []
+    return [f"memory   {used >> 20} of {cap >> 20} MiB"]
+
+
 def lines(status: dict[str, Any]) -> list[str]:
     """The status for people."""
     ready = (
@@ -77,6 +85,7 @@ def lines(status: dict[str, Any]) -> list[str]:
         + (f"  upgraded {status['upgrades']} x" if status["upgrades"] else ""),
         f"state    {ready}  {plural(status['links'], 'link')}, {circuits}, {plural(status['streams'], 'stream')}",
         f"proxy    {proxy}",
+        *memory_lines(status),
         *config_lines(status),
         f"health   {plural(len(status['warnings']), 'warning') if status['warnings'] else 'no warnings'}",
     ]

@@ -71,6 +71,7 @@ def _states(status: Status) -> Iterator[Metric]:
         families.STARTED: status.started, families.READY: status.ready, families.PROGRESS: status.progress / 100,
         families.WARNINGS: len(status.warnings), families.LINKS: status.links, families.CIRCUITS: status.circuits,
         families.CIRCUITS_READY: status.circuits_ready, families.STREAMS: status.streams,
+        families.MEMORY_USED: status.memory_used, families.MEMORY_CAP: status.memory_cap,
     }  # fmt: skip
     for family, value in values.items():
         if value is not None:

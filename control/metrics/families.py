@@ -77,6 +77,8 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.COOKIES_SENT: _counted("cookies_sent", "Cookies sent to strangers who had to prove their address, under load."),
     Counter.COOKIES_TAKEN: _counted("cookies_taken", "Cookies of loaded relays, each answered by a new handshake."),
     Counter.BUILDS_WORKED: _counted("circuit_builds_worked", "Circuit builds begun again with the proof of work that was asked."),
+    Counter.STREAMS_EVICTED: _counted("streams_evicted", "Streams ended because the node's memory was used up."),
+    Counter.CIRCUITS_EVICTED: _counted("circuits_evicted", "Circuits of others ended because the node's memory was used up."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))
@@ -106,6 +108,8 @@ LINKS: Final = Family("nyx_links", GAUGE, "Links that are up.")
 CIRCUITS: Final = Family("nyx_circuits", GAUGE, "Circuits through or from this node.")
 CIRCUITS_READY: Final = Family("nyx_circuits_ready", GAUGE, "Own circuits that are ready.")
 STREAMS: Final = Family("nyx_streams", GAUGE, "Streams that begin or end here.")
+MEMORY_USED: Final = Family("nyx_memory_used_bytes", GAUGE, "Memory of the node that counts against its cap.")
+MEMORY_CAP: Final = Family("nyx_memory_cap_bytes", GAUGE, "The cap, limits.memory.")
 WORKER_UP: Final = Family("nyx_worker_up", GAUGE, "1 when the worker answers, else 0.", ("worker",))
 
 _PROCESS: Final = ("role", "worker")
@@ -117,7 +121,7 @@ MEMORY: Final = Family(
 DESCRIPTORS: Final = Family("nyx_process_open_fds", GAUGE, "Open descriptors of a process.", _PROCESS)
 
 FAMILIES: Final[tuple[Family, ...]] = (
-    BUILD, STARTED, READY, PROGRESS, WARNINGS, LINKS, CIRCUITS, CIRCUITS_READY, STREAMS, WORKER_UP,
+    BUILD, STARTED, READY, PROGRESS, WARNINGS, LINKS, CIRCUITS, CIRCUITS_READY, STREAMS, MEMORY_USED, MEMORY_CAP, WORKER_UP,
     *LATENCY.values(), DROPPED, REFUSED, *WORKER.values(),
     RESTARTS, CPU, MEMORY, DESCRIPTORS,
 )  # fmt: skip

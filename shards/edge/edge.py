@@ -330,6 +330,20 @@ class Edge:
                 return True
         return False
 
+    def evict(self, row: int, now: int) -> None:
+        """End a stream, in any state, whose bytes have waited longest for memory that others need."""
+        state = self.table.state(row)
+        if state == edge.OPEN:
+            self._pumps_of(row).abort(row, Reason.MEMORY, now)
+        elif state == edge.OPENING and self.table.side(row) == edge.EXIT:
+            self.exit.on_lost(row, Reason.MEMORY, now)
+        else:
+            if state == edge.OPENING:
+                self._opener_of(row).on_lost(row, Reason.MEMORY, now, again=False)
+                self.core.give_up(row, Reason.MEMORY, now)
+            self._streams.stop(row, Reason.MEMORY.facts.code)
+            self._streams.reset(row, Reason.MEMORY.facts.code)
+
     def _is_failure(self, row: int) -> bool:
         return bool(self.table.rows[row]["reason"])
 

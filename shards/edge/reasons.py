@@ -42,6 +42,7 @@ class Reason(IntEnum):
     STOPPED = 21
     TOO_LARGE = 22
     NO_DESCRIPTOR = 23
+    MEMORY = 24
 
     @property
     def facts(self) -> "Facts":
@@ -94,6 +95,9 @@ _FACTS: Final = {
     Reason.SHUTDOWN: Facts("the node is shutting down", 0x01, 503, "proxy_internal_error", CODE_CANCELLED),
     Reason.STOPPED: Facts("the other side no longer reads", 0x01, 502, "connection_terminated", CODE_CANCELLED),
     Reason.NO_DESCRIPTOR: Facts("the node has no descriptors left", 0x01, 503, "connection_limit_reached", CODE_LIMIT),
+    Reason.MEMORY: Facts(
+        "the node's memory was used up, and this stream's bytes waited longest", 0x01, 503, "connection_limit_reached", CODE_LIMIT
+    ),
     Reason.TOO_LARGE: Facts("the request's header is longer than 8 KiB", 0x01, 431, "http_request_error", CODE_LIMIT),
 }
 

@@ -39,7 +39,7 @@ def peer(worker=0, **changes):
 def status(worker=0, stage="ready", **changes):
     values = {
         "worker": worker, "pid": os.getpid(), "stage": stage, "uptime": 12.5, "links": 1, "circuits": 3, "circuits_ready": 2,
-        "streams": 1, "warnings": [],
+        "memory_used": 90 << 20, "memory_cap": 256 << 20, "streams": 1, "warnings": [],
     }  # fmt: skip
     return values | changes
 

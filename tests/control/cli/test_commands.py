@@ -50,8 +50,8 @@ def test_status_for_people(tmp_path, ctl):
     assert re.fullmatch(r"node     alice  client  127\.0\.0\.1:43300/udp  up \d+\.\d d", lines[0])
     assert lines[1] == "state    READY  1 link, 3 circuits (2 ready), 1 stream"
     assert lines[2].startswith("proxy    127.0.0.1:9750  SOCKS5 + HTTP CONNECT")
-    assert lines[3:5] == ["health   1 warning", "         ! the clock is 40 s slow"]
-    assert lines[6].split() == ["control", "99", "running", "restarted", "1", "x"]
+    assert lines[3:6] == ["memory   90 of 256 MiB", "health   1 warning", "         ! the clock is 40 s slow"]
+    assert lines[7].split() == ["control", "99", "running", "restarted", "1", "x"]
 
 
 def test_circuits_and_streams_for_people(tmp_path, ctl):
