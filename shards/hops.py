@@ -2,7 +2,7 @@
 
 Place on a packet's way: build and answer cells of the control channel end here; the circuit's row is what remains.
 
-    COLLECT   build cells come in on one leg, then    -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s
+    COLLECT   build cells come in on one leg, then    -> ANSWERS (middle) or OPEN (last hop), or gone after 2 s, DESTROY back
               wait for their turn, link after link
     ANSWERS   cells passed on, answers awaited        -> OPEN, or gone after 14 s (DESTROY both ways), 3 s while there is no link
     OPEN      the row carries cells                   -> gone by DESTROY, a lost link, 120 s without a cell, a failed cell
@@ -373,8 +373,8 @@ class Hops:
         self.effort.look(len(self._complete), self._refused, me.descriptor.effort if me else 0, now)
         self._refused = 0
         for pending in [p for p in self._pending.values() if now >= p.due]:
-            if pending.collecting:
-                self._leave(pending)
+            if pending.collecting:  # the rest of its cells went to an earlier life of this hop: the client need not wait for them
+                self._fail(pending, DestroyReason.DEADLINE)
             elif pending in self._linking:
                 self._fail(pending, DestroyReason.NEXT_UNREACHABLE)
             else:

@@ -20,7 +20,7 @@ PING under each number that may be missing, so that no number is skipped and the
 Delivery is exactly once and not in order. A packet of header byte 0x41 is unnumbered: LINK_ACK, CLOSE and padding alone.
 
     state    left by                                   sends
-    OPEN     close(), a violation, CLOSE, 8 tries      everything
+    OPEN     close(), a violation, CLOSE, a dead peer  everything
     CLOSING  the CLOSE was taken                       one CLOSE, once
     CLOSED   never                                     nothing
 """
@@ -44,8 +44,10 @@ MS: Final = 1_000_000  # nanoseconds
 CONTROL_FLIGHT: Final = 64  # numbers open at once: what one LINK_ACK covers
 QUEUE_LIMIT: Final = 1024  # packets waiting or open in one session; more is the caller's overload
 FIRST_RETRY: Final = 20 * MS  # a worker's restart (19 ms) is not a loss
-RETRY_CAP: Final = 500 * MS
-TRIES: Final = 8  # 0.3^8 of the packets get lost at 30 % loss
+RETRY_CAP: Final = 250 * MS  # of the intervals; where round trips are long, the first interval
+TRIES: Final = 8  # copies before a peer is given up, however much time has passed
+SILENCE: Final = 4000 * MS  # ...and so long nothing at all came on this session; at 30 % loss each way, 2 in 100,000
+UNACKNOWLEDGED: Final = 30_000 * MS  # a peer that is heard and acknowledges nothing has so long
 ACK_DELAY: Final = 2 * MS  # one LINK_ACK for the seven cells of a build; far below the first retry
 ACK_AT_ONCE: Final = BUILD_SLOTS  # unacknowledged arrivals that make it due at once
 DEFAULT_RTT: Final = 100 * MS  # until the handshake's round trip or a sample says better
@@ -111,7 +113,7 @@ class Violation(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A packet went unacknowledged eight times: the link ends. `circuits` had cells open."""
+    """The peer is silent, or acknowledges nothing: the link ends. `circuits` had cells open."""
 
     circuits: tuple[int, ...]
 
@@ -135,6 +137,7 @@ class _Item:
     body: bytes
     circuit: int
     sent_at: int = -1  # of the last copy
+    first_at: int = -1  # of the first copy
     due: int = 0
     tries: int = 0
 
@@ -208,6 +211,7 @@ class Channel:
         self.retransmitted = 0  # copies after the first
         self.samples: list[int] = []  # round trips in ns that nobody took yet, the last SAMPLES_KEPT
         self._sampled = False
+        self._heard = 0  # when the last opened packet came
         self._memory = np.zeros(1, CONTROL)[0] if memory is None else memory
         self._arrivals = _Arrivals(self._memory)
         self._items: dict[int, _Item] = {}  # control number -> waiting or open, in order
@@ -307,6 +311,8 @@ class Channel:
         self.retransmitted += item.tries > 0
         item.tries += 1
         item.sent_at = now
+        if item.first_at < 0:
+            item.first_at = now
         body = item.body
         if item.header == HEADER_FRAMES and self._ack_due is not None and len(body) + LINK_ACK_SIZE <= LINK_FRAMES_SIZE:
             body = self._acknowledgement() + body
@@ -335,16 +341,23 @@ class Channel:
         return min(dues, default=None)
 
     def handle_timeout(self, now: int) -> None:
-        """Mark for retransmission what went unacknowledged too long; the eighth time ends the channel."""
+        """Mark for retransmission what went unacknowledged too long; end the channel when the peer is given up."""
         if self.state is not ChannelState.OPEN:
             return
         waiting = set(self._lost)
         late = [c for c, item in self._items.items() if item.tries and item.due <= now and c not in waiting]
-        if any(self._items[control].tries >= TRIES for control in late):
+        if any(self._given_up(self._items[control], now) for control in late):
             circuits = {item.circuit for item in self._items.values()} - {0}
             self._end(Failed(tuple(sorted(circuits))))
             return
         self._lost.extend(late)
+
+    def _given_up(self, item: _Item, now: int) -> bool:
+        """Whether the peer is dead (silent for long, many copies sent) or useless. Loss alone is neither."""
+        if item.first_at < 0:  # left by an earlier life of this worker, and not sent in this one
+            return False
+        silent = item.tries >= TRIES and now - max(item.first_at, self._heard) >= SILENCE
+        return silent or now - item.first_at >= UNACKNOWLEDGED
 
     def _end(self, event: Event) -> None:
         self.state = ChannelState.CLOSED
@@ -362,6 +375,7 @@ class Channel:
         """
         if self.state is not ChannelState.OPEN:
             return Drop.NOT_READY
+        self._heard = now
         payload = bytes(payload)
         numbered = header == HEADER_FRAMES or header in _CELL_HEADERS
         on_link = payload[:CIRCUIT_ID_SIZE] == _LINK_ID
@@ -451,7 +465,7 @@ class Channel:
         assert all(self._base <= control < self._next for control in self._items)
         assert self._base == self._sent_next or self._base in self._items or self.state is not ChannelState.OPEN
         assert all((item.tries > 0) == (control < self._sent_next) for control, item in self._items.items())
-        assert all(item.tries <= TRIES for item in self._items.values())
+        assert all((item.tries > 0) >= (item.first_at >= 0) for item in self._items.values())
         assert 0 <= self._arrivals.bitmap <= _BITS
         assert self._arrivals.remembered <= 4 * CONTROL_FLIGHT
         assert self._arrivals.largest >= 0 or self._arrivals.bitmap == 0

@@ -295,7 +295,7 @@ def test_builds_that_are_never_complete_are_few_and_short(net):
     assert relay.drops(Drop.OVERFLOW) == 3
     net.run(3, SECOND // 4)
     assert nothing_left(relay)
-    assert not peer.ends
+    assert peer.ends == [(100 + n, DestroyReason.DEADLINE) for n in range(module.COLLECTING_PER_LINK)]
 
 
 @pytest.mark.parametrize("name", ["PENDING_PER_CLIENT", "PENDING_MAX"])
