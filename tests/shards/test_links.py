@@ -459,3 +459,30 @@ def test_what_the_control_channel_says_ends_with_a_close(net):
     client.links.close(link, 0, net.now)
     net.run(0.1)
     assert relay.links.all() == client.links.all() == []
+
+
+# ---------------------------------------------------------------- an address that changes
+
+
+def test_a_client_at_another_address_gets_a_link_with_other_ids_and_the_old_one_turns_to_nobody(net):
+    client, relay = net.clients[0], net.relays[0]
+    old = net.link(client, 0)
+    net.run(12, SECOND // 4)
+    live = [client.columns["sessions"][row] for row in old.sessions.values()]
+    ids = {session[name].tobytes() for session in live for name in ("local_cid", "peer_cid")}
+    before, address = client.address, bytearray(client.address)
+    address[7] ^= 1  # the last byte of its IPv4 address
+    del net.nodes[before]
+    client.address = client.air.address = bytes(address)
+    net.nodes[client.address] = client
+    at = len(net.log)
+    client.links._ask(old, 0)
+    net.run(8)
+    assert old.state is LinkState.GONE
+    moved = [flying for flying in net.log[at:] if flying.source == relay.address and flying.target == client.address]
+    assert not moved
+    assert any(flying.target == before for flying in sent_by(net, relay, at))
+    new = net.link(client, 0)
+    assert new.state is LinkState.UP
+    fresh = [client.columns["sessions"][row] for row in new.sessions.values()]
+    assert ids.isdisjoint(session[name].tobytes() for session in fresh for name in ("local_cid", "peer_cid"))
