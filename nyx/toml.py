@@ -10,7 +10,8 @@ from typing import Final
 Path = tuple[str, ...]  # ("path", "hops"); a table has its own, ("path",)
 
 _TOKEN: Final = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*|[\[\]{}]')
-_HEADER: Final = re.compile(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
+# Possessive, so that a header that does not end costs one pass over its line.
+_HEADER: Final = re.compile(r"""\s*+\[\[?+((?:[^\]"'#]|"(?:\\.|[^"\\])*+"|'[^']*+')++)\]\]?\s*+(?:#.*)?$""")
 _PART: Final = r'(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|\'[^\']*\')'
 _ASSIGNMENT: Final = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 _PARTS: Final = re.compile(_PART)
