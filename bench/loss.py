@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -125,21 +126,29 @@ def summary(times: Sequence[float | None]) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The whole run."""
-    _, port = source()
-    with tempfile.TemporaryDirectory() as folder, running_network(Path(folder), "--hops", "3") as network:
-        first_byte(port, network.proxy_port)
-        before = counted(network)
-        lose(options.loss)
-        start = time.monotonic()
-        made = circuits(network, port, options.builds)
-        asked = [timed(lambda: first_byte(port, network.proxy_port)) for _ in range(options.requests)]
-        loaded = download(network, options.mib << 20, options.seconds)
-        after = counted(network)
-        return {
-            "schema": "nyx.bench.loss", "version": 1, "loss_percent": options.loss, "seconds": time.monotonic() - start,
-            "circuits": summary(made), "requests": summary(asked), "download": loaded,
-            "counted": {name: after[name] - before[name] for name in NAMES},
-        }  # fmt: skip
+    pid, port = source()
+    try:
+        with tempfile.TemporaryDirectory() as folder, running_network(Path(folder), "--hops", "3") as network:
+            return run(network, port, options)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def run(network: Network, port: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All measurements, in order."""
+    first_byte(port, network.proxy_port)
+    before = counted(network)
+    lose(options.loss)
+    start = time.monotonic()
+    made = circuits(network, port, options.builds)
+    asked = [timed(lambda: first_byte(port, network.proxy_port)) for _ in range(options.requests)]
+    loaded = download(network, options.mib << 20, options.seconds)
+    after = counted(network)
+    return {
+        "schema": "nyx.bench.loss", "version": 1, "loss_percent": options.loss, "seconds": time.monotonic() - start,
+        "circuits": summary(made), "requests": summary(asked), "download": loaded,
+        "counted": {name: after[name] - before[name] for name in NAMES},
+    }  # fmt: skip
 
 
 def show(found: dict[str, Any]) -> None:
