@@ -168,6 +168,8 @@ class CircuitDesk:
         self._budget.renew()
         strangers, hops = self._links.strangers, self.hops
         strangers.renew()
+        if not self.waiting:
+            return
         serve(
             self._budget, lambda: strangers.serve(now, wall), lambda: hops.serve(now, wall) if hops else 0
         )  # fmt: skip
