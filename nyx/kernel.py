@@ -250,6 +250,9 @@ if PLAIN:
     def fence() -> None:
         """Order a store before a later load (sequential consistency); uncompiled code runs on x86 between two locks."""
 
+    def prefetch(at: Int) -> None:
+        """The cache line at this address is about to be read."""
+
     def load_word(at: Int) -> int:
         """The 8 bytes at this address, little-endian."""
         return ctypes.c_int64.from_address(int(at)).value
@@ -265,6 +268,7 @@ if PLAIN:
 else:
     from llvmlite import ir as _ir
     from numba import types as _types
+    from numba.core import cgutils as _cgutils
     from numba.extending import intrinsic as _intrinsic
 
     def _pointer(builder: Any, value: Any) -> Any:
@@ -298,6 +302,20 @@ else:
             return context.get_dummy_value()
 
         return _types.void(), generate
+
+    @_intrinsic
+    def prefetch(_context: Any, at: Any) -> Any:  # noqa: ARG001  (the compiler's form)
+        """The cache line at this address is about to be read."""
+
+        def generate(context: Any, builder: Any, _s: Any, args: Any) -> Any:
+            pointer, number = _ir.IntType(8).as_pointer(), _ir.IntType(32)
+            form = _ir.FunctionType(_ir.VoidType(), [pointer, number, number, number])
+            function = _cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+            read, keep, data = number(0), number(3), number(1)
+            builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
+            return context.get_dummy_value()
+
+        return _types.void(_types.int64), generate
 
     @_intrinsic
     def load_word(_context: Any, at: Any) -> Any:  # noqa: ARG001  (the compiler's form)

@@ -101,6 +101,8 @@ class Batch:
         self._rows: Words = np.zeros(BATCH, np.int64)
         self._codes: Words = np.zeros(BATCH, np.int64)
         self._cells: Words = np.zeros(BATCH, np.int64)
+        self._places: Words = np.zeros(BATCH, np.int64)
+        self._values: Words = np.zeros(BATCH, np.int64)
         self._control: Words = np.zeros(BATCH, np.int64)
         self._done: Words = np.zeros(2 * BATCH, np.int64)
         self._counts: Words = np.zeros(8, np.int64)
@@ -193,7 +195,8 @@ class Batch:
             self._pool.packets, self._slots, self._rows, self._cells, cells, now, columns["sessions"],
             table.keys, table.values, table.multiplier, columns["circuits"], columns["layer_keys"], columns["cell_windows"],
             columns["filter"], columns["filter_table"], self._tweaks, self.scratch,
-            out.slots, out.rows, out.n, self.frames, self.connections, self.sequences, self._done, self._counts, self.drops,
+            self._places, self._values, out.slots, out.rows, out.n,
+            self.frames, self.connections, self.sequences, self._done, self._counts, self.drops,
         )  # fmt: skip
         out.n += int(self._counts[COUNT_OUT])
         self.relayed += int(self._counts[COUNT_OUT])

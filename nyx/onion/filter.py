@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nyx.columns import Column, Columns
 from nyx.crypto.scratch import SCRATCH_SHORT
 from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, memzero, siphash24
-from nyx.kernel import Int, address, inline, load_word, store_word, swap_word
+from nyx.kernel import Int, address, inline, load_word, prefetch, store_word, swap_word
 from nyx.wire.geometry import CELL_LEFT_SIZE, CIRCUIT_ID_SIZE
 
 GENERATION_NS: Final = 30_000_000_000
@@ -130,7 +130,7 @@ def _turn(state: State, table: Table, now: Int) -> Int:
 
 
 @inline
-def _fingerprint(state: State, circuit_id: Int, direction: Int, pool: Bytes, at: Int, scratch: Bytes) -> Int:
+def filter_value(state: State, circuit_id: Int, direction: Int, pool: Bytes, at: Int, scratch: Bytes) -> Int:
     """Hash what names the cell on this hop; 64 bits, as int64."""
     out = address(scratch) + SCRATCH_SHORT
     data = out + SIPHASH_SIZE
@@ -145,13 +145,24 @@ def _fingerprint(state: State, circuit_id: Int, direction: Int, pool: Bytes, at:
 
 
 @inline
-def filter_seen(
-    state: State, table: Table, circuit_id: Int, direction: Int, pool: Bytes, at: Int, now: Int, scratch: Bytes
-) -> Int:
-    """Say whether the data cell at pool[at:], as received, has passed this hop before (1), and remember it if not (0)."""
+def filter_fetch(table: Table, value: Int) -> None:
+    """Let the four cache lines that `filter_seen` will read for this value come near: they are seldom there."""
     half = np.int64(table.size) // 2
     buckets = half // BUCKET
-    value = _fingerprint(state, circuit_id, direction, pool, at, scratch)
+    bucket = value >> 32 & (buckets - 1)
+    other = _other(bucket, max(value & 0xFFFFFFFF, np.int64(1)), buckets)
+    base = address(table)
+    prefetch(base + 4 * (bucket * BUCKET))
+    prefetch(base + 4 * (other * BUCKET))
+    prefetch(base + 4 * (half + bucket * BUCKET))
+    prefetch(base + 4 * (half + other * BUCKET))
+
+
+@inline
+def filter_seen(state: State, table: Table, value: Int, now: Int) -> Int:
+    """Say whether the data cell of this `filter_value` has passed this hop before (1), and remember it if not (0)."""
+    half = np.int64(table.size) // 2
+    buckets = half // BUCKET
     fingerprint = max(value & 0xFFFFFFFF, np.int64(1))
     bucket = value >> 32 & (buckets - 1)
     other = _other(bucket, fingerprint, buckets)

@@ -12,7 +12,7 @@ import numpy as np
 from nyx.kernel import Int, address, inline, kernel
 from nyx.link.session import SESSION, SESSION_LIVE
 from nyx.onion.cell import cell_accept, cell_sequence
-from nyx.onion.filter import FILTER, filter_seen
+from nyx.onion.filter import FILTER, filter_fetch, filter_seen, filter_value
 from nyx.onion.layer import layer, unlayer
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import (
@@ -70,14 +70,35 @@ def _layer_key(row: Any, hop: Int, direction: Int) -> Any:
 
 
 @inline
+def _look_up(
+    pool: Any, slots: Any, rows: Any, cells: Any, n: Int, sessions: Any, table_keys: Any, table_values: Any, multiplier: Int,
+    circuits: Any, filter_state: Any, filter_table: Any, scratch: Any, found: Any, values: Any,
+) -> None:  # fmt: skip
+    """Fill found[0:n] with circuit row and direction or -1, values[0:n] with what the replay filter knows a relay's cell by.
+
+    A pass of its own, so that the filter's memory is on its way for the whole batch before the first cell needs it.
+    """
+    for k in range(n):
+        i = np.int64(cells[k])
+        at = np.int64(slots[i]) * PACKET_SIZE
+        link = np.int64(sessions[np.int64(rows[i])]["link"])
+        place = find(table_keys, table_values, multiplier, link << 32 | read_u32(pool, at + PACKET_CIRCUIT))
+        found[k] = place
+        if place >= 0 and np.int64(circuits[place >> 1]["role"]) == ROLE_RELAY:
+            circuit = circuits[place >> 1]
+            arrived_as = np.int64(circuit["back_id"]) if place & 1 == FORTH else np.int64(circuit["forth_id"])
+            values[k] = filter_value(filter_state, arrived_as, place & 1, pool, at + PACKET_CELL, scratch)
+            filter_fetch(filter_table, np.int64(values[k]))
+
+
+@inline
 def _pass_on(
     pool: Any, at: Int, row: Int, direction: Int, now: Int, sessions: Any, circuits: Any, keys: Any,
-    filter_state: Any, filter_table: Any, tweaks: Any, scratch: Any,
+    filter_state: Any, filter_table: Any, value: Int, tweaks: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """A relay's work on one cell. Returns the session row it leaves by, or -1 - code."""
     circuit = circuits[row]
-    arrived_as = np.int64(circuit["back_id"]) if direction == FORTH else np.int64(circuit["forth_id"])
-    if filter_seen(filter_state, filter_table, arrived_as, direction, pool, at + PACKET_CELL, now, scratch):
+    if filter_seen(filter_state, filter_table, value, now):
         return np.int64(-1 - _REPEATED)
     out = (np.int64(circuit["forth_session"]) if direction == FORTH else np.int64(circuit["back_session"])) - 1
     if out < 0 or np.int64(sessions[out]["state"]) != SESSION_LIVE:
@@ -110,12 +131,12 @@ def _arrive(pool: Any, at: Int, row: Int, circuits: Any, commits: Int, keys: Any
 
 @kernel(
     "i8", "u1[]", "i8[]", "i8[]", "i8[]", "i8", "i8", SESSION, "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]",
-    "u1[]", "u1[]", "i8[]", "i8[]", "i8", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
+    "u1[]", "u1[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
 )  # fmt: skip
 def process_cells(
     pool: Any, slots: Any, rows: Any, cells: Any, n: Int, now: Int, sessions: Any,
     table_keys: Any, table_values: Any, multiplier: Int, circuits: Any, keys: Any, windows: Any,
-    filter_state: Any, filter_table: Any, tweaks: Any, scratch: Any,
+    filter_state: Any, filter_table: Any, tweaks: Any, scratch: Any, places: Any, values: Any,
     out_slots: Any, out_rows: Any, out_at: Int, frames: Any, connections: Any, sequences: Any, done: Any, counts: Any, drops: Any,
 ) -> int:  # fmt: skip
     """Pass on or open every data cell of a batch: cells[0:n] index slots and rows (session rows they arrived on).
@@ -123,15 +144,18 @@ def process_cells(
     Cells to pass on are appended to out_slots, out_rows from out_at. Cells that ended here give their frame bytes' offset in
     the pool, connection row and sequence. Slots that are finished with, those of ended cells included, are in done: they are
     given back after the frames are read. counts[0:3] = how many of each; drops[code] counts what went no further.
+    places, values: room for a word of each cell.
     """
     commits = address(circuits) + CELL_NEXT
     n_out, n_ended, n_done = np.int64(out_at), 0, 0
+    _look_up(
+        pool, slots, rows, cells, n, sessions, table_keys, table_values, multiplier, circuits, filter_state, filter_table,
+        scratch, places, values,
+    )  # fmt: skip
     for k in range(n):
-        i = np.int64(cells[k])
-        slot = np.int64(slots[i])
+        slot = np.int64(slots[np.int64(cells[k])])
         at = slot * PACKET_SIZE
-        link = np.int64(sessions[np.int64(rows[i])]["link"])
-        found = find(table_keys, table_values, multiplier, link << 32 | read_u32(pool, at + PACKET_CIRCUIT))
+        found = np.int64(places[k])
         result = np.int64(-1 - _UNKNOWN)
         if found >= 0:
             row, direction = found >> 1, found & 1
@@ -144,8 +168,9 @@ def process_cells(
                 circuit["cells_back"] = np.int64(circuit["cells_back"]) + 1
             if np.int64(circuit["role"]) == ROLE_RELAY:
                 result = _pass_on(
-                    pool, at, row, direction, now, sessions, circuits, keys, filter_state, filter_table, tweaks, scratch
-                )
+                    pool, at, row, direction, now, sessions, circuits, keys, filter_state, filter_table, np.int64(values[k]),
+                    tweaks, scratch,
+                )  # fmt: skip
                 circuit["in_hand"] = 0
                 if result >= 0:
                     out_slots[n_out] = slot

@@ -63,7 +63,8 @@ class Node:
         process_cells(
             self.pool, slots, rows, cells, len(slots), now, c["sessions"], t.keys, t.values, t.multiplier, c["circuits"],
             c["layer_keys"], c["cell_windows"], c["filter"], c["filter_table"], TWEAKS, new_scratch(),
-            self.out_slots, self.out_rows, 0, self.frames, self.connections, self.sequences, self.done, self.counts, self.drops,
+            np.zeros(len(slots), np.int64), np.zeros(len(slots), np.int64), self.out_slots, self.out_rows, 0,
+            self.frames, self.connections, self.sequences, self.done, self.counts, self.drops,
         )  # fmt: skip
         return int(self.counts[COUNT_OUT]), int(self.counts[COUNT_ENDED]), int(self.counts[COUNT_DONE])
 

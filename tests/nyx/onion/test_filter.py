@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nyx.columns import Columns, allocate
 from nyx.crypto.scratch import new_scratch
 from nyx.kernel import PLAIN, kernel
-from nyx.onion.filter import BUCKET, FILTER, GENERATION_NS, filter_columns, filter_seen, start_filter
+from nyx.onion.filter import BUCKET, FILTER, GENERATION_NS, filter_columns, filter_fetch, filter_seen, filter_value, start_filter
 from tests.reference.primitives import siphash
 
 SECOND = 1_000_000_000
@@ -21,7 +21,9 @@ SECOND = 1_000_000_000
 def ask(state: Any, table: Any, circuits: Any, directions: Any, cells: Any, n: int, now: int, seen: Any, scratch: Any) -> int:
     for i in range(n):
         circuit, direction = np.int64(circuits[i]), np.int64(directions[i])
-        seen[i] = filter_seen(state, table, circuit, direction, cells, i * 16, now, scratch)
+        value = filter_value(state, circuit, direction, cells, i * 16, scratch)
+        filter_fetch(table, value)
+        seen[i] = filter_seen(state, table, value, now)
     return 0
 
 
