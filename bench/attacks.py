@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench import hostile
-from bench.attack import cells, probes, replays
+from bench.attack import cells, probes, replays, sockets
 from bench.attack.peer import ground_of
 from bench.chaos.look import members
 from bench.network import ROOT, command_environment, running_network
+from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 
 REPLAYS: Final = 10_000_000
+SOCKET_REPLAYS: Final = 1_000_000
 PROBES: Final = 1_000_000
 PACKETS: Final = 10_000_000
 FALSE_DROPS: Final = 1e-6
@@ -49,7 +51,12 @@ def _cells(name: str, found: cells.Found) -> Row:
 
 def flipped(share: float, seed: int) -> list[Row]:
     """Single bits of cells at each hop, both ways."""
-    return [_cells(f"bit flips, {hops} hops", cells.flips(hops, seed, share=min(1.0, share))) for hops in (3, 7)]
+    part = min(1.0, share)
+    return [
+        _cells(f"bit flips, {hops} hops, {name}", cells.flips(hops, seed, share=part, suite=suite))
+        for name, suite in (("AEGIS", SUITE_AEGIS128L), ("ChaCha20", SUITE_CHACHA))
+        for hops in (3, 7)
+    ]
 
 
 def mixed(share: float, seed: int) -> list[Row]:
@@ -74,6 +81,20 @@ def repeated(share: float, seed: int) -> list[Row]:
             "fresh cells beside replays", found.fresh, f"{rate:.1e} dropped", "1e-06", found.fresh > 0 and rate <= FALSE_DROPS, {}
         ),
     ]
+
+
+def repeated_at_sockets(share: float, seed: int) -> list[Row]:
+    """Packets that come again at a running relay whose workers are killed meanwhile."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_network(Path(folder) / "net", "--workers", "2", nodes=5) as network,
+        ground_of(network, seed) as ground,
+    ):
+        found = sockets.again(ground, members(network), int(SOCKET_REPLAYS * share))
+    happened = found.arrived > 0 and found.kills > 0
+    details = {"arrived_once": found.arrived, "kills": found.kills, "drops": found.drops}
+    holds = happened and not found.accepted
+    return [Row("replays at sockets, workers killed", found.copies, f"{found.accepted} accepted", "0", holds, details)]
 
 
 def probed(share: float, seed: int) -> list[Row]:
@@ -121,6 +142,7 @@ ROWS: Final[dict[str, Callable[[float, int], list[Row]]]] = {
     "flips": flipped,
     "mixtures": mixed,
     "replays": repeated,
+    "sockets": repeated_at_sockets,
     "probes": probed,
     "hostile": hostile_packets,
     "slow": slow,

@@ -66,11 +66,11 @@ def mend(node: SmallNode) -> None:
     node.columns["circuits"]["bad_cells"] = 0
 
 
-def flips(hops: int, seed: int, *, share: float = 1.0) -> Found:
+def flips(hops: int, seed: int, *, share: float = 1.0, suite: int = SUITE_AEGIS128L) -> Found:
     """Single-bit flips of cells on every link of a circuit, both ways: all 9,792, or a random share of them."""
     found = Found()
     with tempfile.TemporaryDirectory() as folder:
-        line = Line(seed, Path(folder), hops)
+        line = Line(seed, Path(folder), hops, suite=suite)
         for direction in (FORWARD, BACKWARD):
             for place in range(hops):
                 bits = line.random.permutation(BITS)[: max(1, int(share * BITS))]

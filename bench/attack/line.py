@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.wire.geometry import CELL_SIZE, FRAMES_SIZE, PACKET_CELL, PACKET_SIZE
 from shards.tables import ROLE_CLIENT
 from shards.udp import BATCH
@@ -75,8 +76,10 @@ def view(node: SmallNode) -> Block:
 class Line:
     """Client, relays in the order of the path; `circuit` and `now` are the apparatus' own."""
 
-    def __init__(self, seed: int, folder: Path, hops: int, *, buckets: int = 1 << 16, circuits: int = 1) -> None:
-        self.net = Network(random.Random(seed), folder, relays=hops, ahead=circuits, buckets=buckets)
+    def __init__(
+        self, seed: int, folder: Path, hops: int, *, buckets: int = 1 << 16, circuits: int = 1, suite: int = SUITE_AEGIS128L
+    ) -> None:
+        self.net = Network(random.Random(seed), folder, relays=hops, ahead=circuits, buckets=buckets, suites=(suite,))
         self.random = np.random.default_rng(seed)
         client = self.net.clients[0]
         client.path.hops = hops

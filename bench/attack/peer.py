@@ -20,6 +20,7 @@ from bench.network import Network
 from nyx.config import load
 from nyx.crypto.keyfile import load_keys
 from nyx.crypto.keys import StaticKeys
+from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 from nyx.path.directory import FileDirectory
 from nyx.wire.geometry import PACKET_SIZE
 from shards.address import pack, unpack
@@ -30,7 +31,7 @@ from tests.shards.small_network import SmallNode
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 64 << 10  # bytes in a victim's socket beyond which nothing more is sent: the sockets' queues are not the target
 PATIENCE: Final = 5.0  # seconds for a link
-KEPT: Final = 64  # of our own packets to each port, to be sent again
+KEPT: Final = 256  # of our own packets to each port, to be sent again
 
 
 class Socket(Udp):
@@ -68,7 +69,7 @@ class Ground:
         self.rng = random.Random(seed)
         self.random = np.random.default_rng(seed)
         self.buckets = 1 << 8
-        self.port = 0
+        self.port, self.suites = 0, (SUITE_AEGIS128L, SUITE_CHACHA)
         self.config = load(network.folder / network.client() / "nyx.toml")
         directory = self.config.directory
         found = FileDirectory(directory.file, directory.signers, directory.threshold, None)

@@ -5,7 +5,7 @@ lets time pass. A packet in flight can be seen, dropped, changed and sent again.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class SmallNode:
             columns, self.pool, air, rings, self.multiplier, sessions, circuits, len(columns["connections"]), self.statistics
         )
         self.streams = Streams(columns, RING, self.entropy)
-        self.session_rows = SessionRows(self.context, sessions, [SUITE_AEGIS128L, SUITE_CHACHA])
+        self.session_rows = SessionRows(self.context, sessions, list(self.net.suites))
         self.posted: list[tuple[int, dict[str, Any]]] = []
         self.links = Links(self.context, self.batch, self.session_rows, self._post)
         self.rows = CircuitRows(columns, circuits, self.entropy)
@@ -190,10 +190,13 @@ class SmallNode:
 class Network:
     """Nodes by their addresses, and the packets between them. `watch` may look at each packet, change it, or drop it (None)."""
 
+    suites: Sequence[int] = (SUITE_AEGIS128L, SUITE_CHACHA)
+
     def __init__(
-        self, rng: Any, folder: Any, relays: int = 3, *, clients: int = 1, ahead: int = 0, buckets: int = 1 << 8
-    ) -> None:
-        self.rng, self.folder, self.buckets = rng, folder, buckets
+        self, rng: Any, folder: Any, relays: int = 3, *, clients: int = 1, ahead: int = 0, buckets: int = 1 << 8,
+        suites: Sequence[int] = suites,
+    ) -> None:  # fmt: skip
+        self.rng, self.folder, self.buckets, self.suites = rng, folder, buckets, suites
         self.now, self.wall = 1000 * SECOND, NOW
         self.watch: Callable[[Flying], bytes | None] = lambda flying: flying.packet
         self.log: list[Flying] = []

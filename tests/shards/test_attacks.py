@@ -3,11 +3,14 @@
 import pytest
 
 from bench.attack import cells, replays
+from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 
 
-@pytest.mark.parametrize(("hops", "share"), [(3, 1.0), (7, 0.2)])
-def test_a_flipped_bit_looks_like_any_cell_to_the_next_hop_and_is_never_delivered(hops, share, seed):
-    found = cells.flips(hops, seed, share=share)
+@pytest.mark.parametrize(
+    ("hops", "share", "suite"), [(3, 1.0, SUITE_AEGIS128L), (7, 0.2, SUITE_AEGIS128L), (3, 0.2, SUITE_CHACHA)]
+)
+def test_a_flipped_bit_looks_like_any_cell_to_the_next_hop_and_is_never_delivered(hops, share, suite, seed):
+    found = cells.flips(hops, seed, share=share, suite=suite)
     assert found.attacked == found.twins == 2 * hops * int(share * cells.BITS)
     assert found.outcomes == {"passed"}
     assert found.delivered == found.distinguishable == 0
