@@ -30,8 +30,7 @@ from bench.network import Network, running_network
 from bench.stream import connect, first_byte, source
 
 GROWTH: Final = 16 << 20  # bytes
-TURNED: Final = "relay-2"  # the relay whose place the hostile one takes
-VICTIM: Final = "relay-1"
+INNER: Final = ("relay-1", "relay-2")  # one turns hostile, the other is its victim
 WARM_UP: Final = 0.05  # of the packets: touches what a node keeps for good, its pool and its tables
 GAP: Final = 0.3  # seconds between two honest requests
 
@@ -81,9 +80,17 @@ class Honest:
         self._thread.join(120)
 
 
-def take_place(network: Network) -> int:
+def parts(network: Network) -> tuple[str, str]:
+    """Who turns hostile and who is the victim: never the honest client's own guard, which could end all its circuits."""
+    circuits = network.ask("circuits")["circuits"]
+    guards = {circuit["hops"][0]["alias"] for circuit in circuits if circuit["role"] == "client" and circuit["hops"]}
+    turned = next(alias for alias in reversed(INNER) if alias not in guards)
+    return turned, next(alias for alias in INNER if alias != turned)
+
+
+def take_place(network: Network, turned: str) -> int:
     """End the relay that shall be hostile; its UDP port."""
-    node = next(node for node in network.nodes() if node["alias"] == TURNED)
+    node = next(node for node in network.nodes() if node["alias"] == turned)
     pids = family(int(node["pid"]))
     os.kill(int(node["pid"]), signal.SIGTERM)
     end = time.monotonic() + 30
@@ -94,13 +101,14 @@ def take_place(network: Network) -> int:
 
 def attack(network: Network, total: int, seed: int, application: int) -> dict[str, Any]:
     """The whole attack on a network that runs; its report."""
-    honest_nodes = [member for member in members(network) if member.alias != TURNED]
-    port = take_place(network)
+    turned, attacked = parts(network)
+    honest_nodes = [member for member in members(network) if member.alias != turned]
+    port = take_place(network, turned)
     with ground_of(network, seed) as ground:
-        relay = Peer(ground, ground.keys_of(TURNED), port=port)
+        relay = Peer(ground, ground.keys_of(turned), port=port)
         client, end = Peer(ground), Peer(ground, circuits=2)
-        victim = int(ground.node_of(VICTIM).addresses[0][1])
-        hostile = Hostile(ground, client, relay, end, VICTIM, victim)
+        victim = int(ground.node_of(attacked).addresses[0][1])
+        hostile = Hostile(ground, client, relay, end, attacked, victim)
         honest = Honest(network, application)
         try:
             run(hostile, int(total * WARM_UP))
