@@ -127,12 +127,17 @@ def hostile_packets(share: float, seed: int) -> list[Row]:
     ]
 
 
+def _told(module: str, *arguments: str) -> dict[str, Any]:
+    """The document of another benchmark."""
+    command = [sys.executable, "-m", module, *arguments, "--json"]
+    ran = subprocess.run(command, cwd=ROOT, env=command_environment(), stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(ran.stdout))
+
+
 def slow(share: float, _seed: int) -> list[Row]:
     """Sockets of the proxy that say a byte now and then."""
     sockets, seconds = max(300, int(5000 * share)), max(2, int(20 * min(1.0, share)))
-    command = [sys.executable, "-m", "bench.slow", "--sockets", str(sockets), "--seconds", str(seconds), "--json"]
-    ran = subprocess.run(command, cwd=ROOT, env=command_environment(), capture_output=True, text=True, check=True)
-    found = json.loads(ran.stdout)
+    found = _told("bench.slow", "--sockets", str(sockets), "--seconds", str(seconds))
     left, worst = found["slow"]["left"], found["attacked"]["worst"]
     holds = not left and not found["attacked"]["failed"] and worst <= 1000
     return [Row("slow SOCKS sockets", found["slow"]["opened"], f"{left} left, open {worst:.0f} ms", "0, 1000 ms", holds, found)]
