@@ -43,6 +43,8 @@ _OUT: Final = select.EPOLLOUT
 _DEAD: Final = select.EPOLLHUP | select.EPOLLERR
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _SEND_ON_CLOSE: Final = struct.pack("ii", 0, 0)
+_UNSENT: Final = 1 << 18  # bytes that the kernel takes from us beyond what the peer has room for
+_WINDOW: Final = 1 << 20  # bytes that a peer may have sent and nobody read: Linux would let one socket grow to 6 MiB or more
 _NOTABLE_IN: Final = tcp.EOF | tcp.ERROR
 _NOTABLE_OUT: Final = tcp.FINAL | tcp.ERROR
 
@@ -56,11 +58,14 @@ def prepare(sock: socket.socket) -> None:
     """Options of every TCP socket here: small writes leave at once, a vanished peer is noticed in the end, and so is our end.
 
     A socket that the kernel closes because its process was killed resets: a FIN would pass a torn transfer off as a whole one.
+    What the kernel holds of a stream that nobody reads is bounded: many such streams would leave no memory to the others.
     """
     sock.setblocking(False)  # noqa: FBT003  # its only argument
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, _WINDOW)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     fix_marks(sock)
 
