@@ -37,6 +37,7 @@ from nyx.wire.geometry import HOPS_MAX, SESSIONS_PER_LINK
 from shards import tables
 from shards.context import WorkerContext
 from shards.edge.table import socket_inode
+from shards.footprint import clear
 from shards.say import say
 
 LIMIT: Final = 3  # faults with the same row in hand
@@ -147,7 +148,7 @@ def _close_link(columns: Columns, link: int) -> None:
         uses = (circuits["back_session"] == session + 1) | (circuits["forth_session"] == session + 1)
         for circuit in np.flatnonzero(uses).tolist():
             _close_circuit(columns, circuit)
-        wipe_session(columns, session)
+        wipe_session(columns, session, clear)
         for name in ("session_peers", "session_control"):
             columns[name][session : session + 1].view(np.uint8)[:] = 0
 

@@ -22,6 +22,7 @@ from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, check_ses
 from nyx.wire.geometry import NODE_ID_SIZE, SESSIONS_PER_LINK
 from shards.address import pack, size_of
 from shards.context import WorkerContext
+from shards.footprint import clear
 from shards.steer import choose_cid
 from shards.tables import Table, cid_key, session_entries
 
@@ -60,7 +61,7 @@ class SessionRows:
         self.suites = suites
         self.repaired = 0
         for row in np.flatnonzero(self.sessions["state"] == SESSION_HELD).tolist():  # its worker died while writing it
-            wipe_session(self._columns, row)
+            wipe_session(self._columns, row, clear)
             self.repaired += 1
         windows = self._columns["session_windows"]
         for row in self.live():
@@ -130,7 +131,7 @@ class SessionRows:
     def drop(self, row: int) -> None:
         """Forget a session: keys and window become zero. The row may be used again after `recycle`."""
         self._table.drop(cid_key(self.sessions[row]["local_cid"].tobytes()))
-        wipe_session(self._columns, row)
+        wipe_session(self._columns, row, clear)
         self._control[row : row + 1].view(np.uint8)[:] = 0
         self._resting.append(row)
 

@@ -13,9 +13,11 @@ writes it; others read counters. Zero bytes are a free row with a fresh replay w
 `nyx.crypto.replay` says, so no kill repeats a nonce or reopens a window. Source: docs/protocol.md, "Link sessions".
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nyx.columns import Column, Columns
 from nyx.crypto.replay import WINDOW_WORDS
@@ -73,11 +75,19 @@ def session_columns(count: int) -> list[Column]:
     return [Column("sessions", SESSION, count), Column("session_windows", np.dtype("u8"), count * WINDOW_WORDS)]
 
 
-def wipe_session(columns: Columns, row: int) -> None:
-    """Free a row: every byte of it and of its window becomes zero, the state last."""
+def write_zeros(part: NDArray[Any]) -> None:
+    """Overwrite a part of a column."""
+    part[:] = 0
+
+
+def wipe_session(columns: Columns, row: int, clear: Callable[[NDArray[Any]], None] = write_zeros) -> None:
+    """Free a row: every byte of it and of its window becomes zero, the state last.
+
+    `clear` makes the window zeros: who holds its memory by the page gives pages back instead of touching all of them.
+    """
     sessions = columns["sessions"]
     sessions[row]["state"] = SESSION_HELD
-    columns["session_windows"][row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS] = 0
+    clear(columns["session_windows"][row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS])
     sessions[row : row + 1].view(np.uint8)[8:] = 0
     sessions[row]["state"] = SESSION_FREE
 
