@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench import hostile
-from bench.attack import cells, probes, replays, sockets
+from bench.attack import cells, probes, replays, sockets, wiped
 from bench.attack.peer import ground_of
 from bench.chaos.look import members
 from bench.network import ROOT, command_environment, running_network
@@ -143,6 +143,16 @@ def slow(share: float, _seed: int) -> list[Row]:
     return [Row("slow SOCKS sockets", found["slow"]["opened"], f"{left} left, open {worst:.0f} ms", "0, 1000 ms", holds, found)]
 
 
+def searched(_share: float, _seed: int) -> list[Row]:
+    """All memory of a test network, after circuits and links have ended."""
+    with tempfile.TemporaryDirectory() as folder, running_network(Path(folder) / "net", "--set", "node.inspect=true") as network:
+        wiped.use(network)
+        found = wiped.search(network)
+    ended, copies = sum(found.ended.values()), found.copies.total()
+    there = min(found.ended.values()) > 0
+    return [Row("keys of ended circuits and links", ended, f"{copies} copies", "0", there and not copies, wiped.summary(found))]
+
+
 ROWS: Final[dict[str, Callable[[float, int], list[Row]]]] = {
     "flips": flipped,
     "mixtures": mixed,
@@ -151,6 +161,7 @@ ROWS: Final[dict[str, Callable[[float, int], list[Row]]]] = {
     "probes": probed,
     "hostile": hostile_packets,
     "slow": slow,
+    "wiped": searched,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Columns
+from nyx.crypto.forget import forget
 from nyx.crypto.replay import mend_window
 from nyx.errors import InternalError
 from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
@@ -120,12 +121,13 @@ class CircuitRows:
     def install(
         self, row: int, suite: int, keys: Sequence[LayerKeys], back: Leg | None, forth: Leg | None, connection: int | None = None
     ) -> None:
-        """Write keys and legs into a row that `take` gave, and let cells pass."""
+        """Write keys and legs into a row that `take` gave, and let cells pass. The caller's keys are zeros afterwards."""
         circuit = self.rows[row]
         for hop, pair in enumerate(keys):
             for direction, key in zip((FORTH, BACK), pair, strict=True):
                 at = row * KEYS_PER_CIRCUIT + (2 * hop + direction) * LAYER_KEY_MAX
                 self._keys[at : at + len(key)] = np.frombuffer(key, np.uint8)
+                forget(key)
         circuit["suite"] = suite
         circuit["hops"] = len(keys)
         circuit["connection"] = 0 if connection is None else connection + 1

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Column
+from nyx.crypto.forget import forget
 from nyx.crypto.replay import WINDOW_WORDS, mend_window
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 from nyx.errors import InternalError
@@ -115,6 +116,7 @@ class SessionRows:
         peer["tag"][:] = np.frombuffer(tag, np.uint8)
         peer["known"] = node is not None
         peer["node"][:] = np.frombuffer(node or bytes(NODE_ID_SIZE), np.uint8)
+        forget(keys.receive_key, keys.send_key, keys.receive_mask, keys.send_mask)
         session["state"] = SESSION_LIVE
         self._table.put(cid_key(secrets.local_cids[index]), row)
         return row

@@ -14,6 +14,7 @@ from typing import Final
 from nacl.bindings import crypto_aead_chacha20poly1305_ietf_decrypt, crypto_aead_chacha20poly1305_ietf_encrypt
 from nacl.exceptions import CryptoError
 
+from nyx.crypto.forget import forget
 from nyx.crypto.suites import LAYER_KEY_SIZES, LINK_KEY_SIZES
 from nyx.errors import LocalProtocolError, RemoteProtocolError
 from nyx.wire.geometry import MASK_KEY_SIZE, SEED_SIZE
@@ -49,7 +50,11 @@ def digest(*parts: bytes) -> bytes:
 
 def extract(salt: bytes, *secrets: bytes) -> bytes:
     """HKDF-Extract: a pseudorandom key of 32 bytes from the salt and the secrets, one after the other."""
-    return hmac.digest(salt, b"".join(secrets), "sha256")
+    joined = b"".join(secrets)
+    found = hmac.digest(salt, joined, "sha256")
+    if len(secrets) > 1:
+        forget(joined)
+    return found
 
 
 def expand(prk: bytes, label: bytes, size: int, context: bytes = b"") -> bytes:
@@ -57,11 +62,15 @@ def expand(prk: bytes, label: bytes, size: int, context: bytes = b"") -> bytes:
     if not 0 < size <= EXPAND_MAX:
         raise LocalProtocolError(f"HKDF gives 1 to {EXPAND_MAX} bytes, not {size}")
     info = label + context
-    block = found = b""
+    blocks = [b""]
     for counter in range(1, -(-size // HASH_SIZE) + 1):
-        block = hmac.digest(prk, block + info + bytes((counter,)), "sha256")
-        found += block
-    return found[:size]
+        fed = blocks[-1] + info + bytes((counter,))
+        blocks.append(hmac.digest(prk, fed, "sha256"))
+        forget(fed)
+    whole = b"".join(blocks)
+    found = whole[:size]
+    forget(*(part for part in (*blocks, whole) if part is not found))
+    return found
 
 
 def seal(key: bytes, ad: bytes, plain: bytes) -> bytes:
@@ -130,7 +139,9 @@ class CircuitKeys:
 
     def __init__(self, t1: bytes, prk0: bytes, shared: bytes, suite: int) -> None:
         prk1 = extract(t1, prk0, shared)
+        forward, backward = expand(prk1, LABEL_DATA_FORWARD, SEED_SIZE), expand(prk1, LABEL_DATA_BACK, SEED_SIZE)
         self.answer_seal: Final = expand(prk1, LABEL_ANSWER_SEAL, SEAL_KEY_SIZE)
-        self.forward_key: Final = layer_key(expand(prk1, LABEL_DATA_FORWARD, SEED_SIZE), suite)
-        self.backward_key: Final = layer_key(expand(prk1, LABEL_DATA_BACK, SEED_SIZE), suite)
+        self.forward_key: Final = layer_key(forward, suite)
+        self.backward_key: Final = layer_key(backward, suite)
         self.ck: Final = expand(prk1, LABEL_CIRCUIT, HASH_SIZE)
+        forget(prk1, forward, backward)
