@@ -21,16 +21,34 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, mode)  # whatever the umask says
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
+        _fill(handle, data, mode)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_new(path: Path, data: bytes, mode: int = PRIVATE) -> None:
+    """Make the file with this content. Raises OSError; FileExistsError when there is one, which stays as it is.
+
+    A crash may leave part of it. Every file system can do this; not every one has the links that would prevent it.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        _fill(handle, data, mode)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _fill(handle: int, data: bytes, mode: int) -> None:
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(handle, mode)  # whatever the umask says
+        file.write(data)
+        file.flush()
+        os.fsync(handle)
 
 
 def sync_folder(folder: Path) -> None:

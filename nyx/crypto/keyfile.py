@@ -8,7 +8,7 @@ from typing import Final
 
 from nyx.crypto.keys import StaticKeys
 from nyx.errors import ConfigError
-from nyx.files import read_private, write_whole
+from nyx.files import read_private, write_new, write_whole
 
 KEY_FILE_MOST: Final = 65536  # bytes; a longer file is not ours
 
@@ -25,6 +25,6 @@ def load_keys(path: Path) -> StaticKeys:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
 
 
-def save_keys(path: Path, keys: StaticKeys) -> None:
-    """Write the keys, durable and private. Raises OSError."""
-    write_whole(path, keys.to_bytes())
+def save_keys(path: Path, keys: StaticKeys, *, replace: bool = True) -> None:
+    """Write the keys, durable and private. Raises OSError; FileExistsError when nothing shall be replaced and there is a file."""
+    (write_whole if replace else write_new)(path, keys.to_bytes())

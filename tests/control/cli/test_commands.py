@@ -18,7 +18,7 @@ SUBCOMMANDS = {
     "feed": ["follow", "readers", "admit"],
     "restart": ["worker"],
     "config": ["check", "show"],
-    "keys": ["new", "show"],
+    "keys": ["new", "show", "backup", "restore"],
     "testnet": ["up", "demo", "status", "down"],
 }
 
