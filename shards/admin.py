@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from nyx.crypto.suites import SUITE_AEGIS128L
+from nyx.crypto.suites import SUITE_NAMES
 from nyx.errors import LocalProtocolError, NyxError, RemoteProtocolError
 from nyx.wire import admin, envelope
 from nyx.wire.codes import DestroyReason
@@ -124,7 +124,7 @@ class Admin:
     def _peer(self, link: Link) -> dict[str, Any]:
         rows = [self._worker.context.columns["sessions"][row] for row in link.sessions.values()]
         node = self._worker.context.snapshot.by_id(link.node) if link.node else None
-        suite = {0: None, SUITE_AEGIS128L: "aegis128l"}.get(link.suite, "chacha20poly1305")
+        suite = SUITE_NAMES.get(link.suite)
         rtts = [channel.srtt for channel in link.channels.values()]
         return {
             "node": link.node.hex() if link.node else None,

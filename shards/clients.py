@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nyx.crypto.suites import with_layers
 from nyx.errors import InternalError, NyxError, RemoteProtocolError
 from nyx.link.channel import CellReceived
 from nyx.onion.build import STATUS_EFFORT, BuildRefusedError, ClientBuild
@@ -247,7 +248,7 @@ class ClientCircuits:
         circuit.row, circuit.link = row, link
         circuit.leg = Leg(link.row, session, self._rows.new_id(link.row, link.initiator))
         self._rows.write_legs(row, None, circuit.leg)
-        common = set(self._suites).intersection(*(node.descriptor.layer_suites for node in circuit.path))
+        common = set(with_layers(self._suites)).intersection(*(node.descriptor.layer_suites for node in circuit.path))
         if not common:
             self._failed(circuit, now, "the relays of a path have no layer suite in common with this node")
             return

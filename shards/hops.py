@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.crypto.keys import StaticKeys
+from nyx.crypto.suites import with_layers
 from nyx.errors import RemoteProtocolError
 from nyx.link.channel import CellReceived
 from nyx.onion.build import (
@@ -221,7 +222,7 @@ class Hops:
         """The status to answer: a refusal is authenticated, and passed on as an acceptance would be."""
         if not pending.worked:
             return STATUS_EFFORT
-        if suite not in self._suites:
+        if suite not in with_layers(self._suites):
             return STATUS_SUITE
         if last and self._context.config.node.role != "exit":
             return STATUS_POLICY

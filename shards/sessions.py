@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nyx.columns import Column
 from nyx.crypto.forget import forget
 from nyx.crypto.replay import WINDOW_WORDS, mend_window
-from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
+from nyx.crypto.suites import LINK_ORDER, SUITE_AEGIS256, SUITE_CHACHA
 from nyx.errors import InternalError
 from nyx.link.handshake import LinkSecrets
 from nyx.link.session import SESSION_FREE, SESSION_HELD, SESSION_LIVE, check_session, wipe_session
@@ -30,7 +30,7 @@ from shards.tables import Table, cid_key, session_entries
 TAG_SIZE: Final = 16
 PACKET_CHARGE: Final = 2304  # bytes of a socket buffer that the kernel charges for a packet of 1280 that came alone
 _PEER: Final = np.dtype([("tag", "u1", (TAG_SIZE,)), ("node", "u1", (NODE_ID_SIZE,)), ("known", "u1")])
-_PREFERRED: Final = {"aegis128l": [SUITE_AEGIS128L, SUITE_CHACHA], "chacha20poly1305": [SUITE_CHACHA]}
+_ONLY: Final = {"aegis256": (SUITE_AEGIS256, SUITE_CHACHA), "chacha20poly1305": (SUITE_CHACHA,)}
 
 
 def peer_columns(sessions: int) -> list[Column]:
@@ -44,9 +44,11 @@ def receive_window(buffer: int) -> int:
 
 
 def offered_suites(prefer: str, available: Iterable[int]) -> list[int]:
-    """Suites of this node, best first: ChaCha20-Poly1305 always, AEGIS where the processor has AES."""
-    wanted = _PREFERRED.get(prefer, _PREFERRED["aegis128l"])
-    return [suite for suite in wanted if suite in set(available)]
+    """Suites of this node, best first: ChaCha20-Poly1305 always, AEGIS where the processor has AES.
+
+    Who prefers AEGIS-256 offers no 128-bit keys: its links fall back to ChaCha20, and its circuits' layers are ChaCha20's.
+    """
+    return [suite for suite in _ONLY.get(prefer, LINK_ORDER) if suite in set(available)]
 
 
 class SessionRows:

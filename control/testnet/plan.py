@@ -10,7 +10,7 @@ from typing import Final
 from nyx.config import PORT_FIRST, PORT_LAST, SOCKET_PATH_MAX
 from nyx.crypto.keyfile import save_keys
 from nyx.crypto.keys import StaticKeys
-from nyx.crypto.suites import available_suites
+from nyx.crypto.suites import available_suites, with_layers
 from nyx.errors import ConfigError
 from nyx.files import private_folder, write_whole
 from nyx.path.cbor import identity_of
@@ -126,7 +126,7 @@ def _descriptor(member: Member, keys: StaticKeys, suites: Sequence[int], wall: i
         addresses=((HOST, member.port),),
         flags=(EXIT_FLAG,) if member.role == "exit" else (),
         link_suites=tuple(sorted(suites)),
-        layer_suites=tuple(sorted(suites)),
+        layer_suites=tuple(sorted(with_layers(suites))),
         sequence=wall,
         valid_from=wall - _BACK,
         valid_until=wall + VALIDITY,

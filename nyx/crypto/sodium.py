@@ -22,6 +22,7 @@ if ctypes.CDLL(LIBRARY).sodium_init() < 0:
 AEGIS_TAG: Final = 32
 AEGIS_KEY: Final = AEGIS_KEY_SIZE
 AEGIS_NONCE: Final = 16
+AEGIS256_NONCE: Final = 32
 CHACHA_TAG: Final = 16
 CHACHA_KEY: Final = CHACHA_KEY_SIZE
 CHACHA_NONCE: Final = 12
@@ -41,6 +42,10 @@ _DECRYPT: Final = ("i8",) * 9
 aegis128l_encrypt: Final = foreign(LIBRARY, "crypto_aead_aegis128l_encrypt_detached", "i4", *_ENCRYPT)
 """ciphertext, tag, 0, message, its length, associated data, its length, 0, nonce, key"""
 aegis128l_decrypt: Final = foreign(LIBRARY, "crypto_aead_aegis128l_decrypt_detached", "i4", *_DECRYPT)
+"""message, 0, ciphertext, its length, tag, associated data, its length, nonce, key"""
+aegis256_encrypt: Final = foreign(LIBRARY, "crypto_aead_aegis256_encrypt_detached", "i4", *_ENCRYPT)
+"""ciphertext, tag, 0, message, its length, associated data, its length, 0, nonce, key"""
+aegis256_decrypt: Final = foreign(LIBRARY, "crypto_aead_aegis256_decrypt_detached", "i4", *_DECRYPT)
 """message, 0, ciphertext, its length, tag, associated data, its length, nonce, key"""
 chacha20poly1305_encrypt: Final = foreign(LIBRARY, "crypto_aead_chacha20poly1305_ietf_encrypt_detached", "i4", *_ENCRYPT)
 """ciphertext, tag, 0, message, its length, associated data, its length, 0, nonce, key"""

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from nyx.crypto import schedule
 from nyx.crypto.kem import Entropy, encapsulate, x25519, x25519_public
 from nyx.crypto.keys import PublicKeys, StaticKeys
-from nyx.crypto.suites import LINK_KEY_SIZES
+from nyx.crypto.suites import LINK_KEY_SIZES, LINK_ORDER
 from nyx.errors import LocalProtocolError, RemoteProtocolError
 from nyx.link.cookie import cookie_cid, mac2, open_cookie
 from nyx.wire.codes import Drop
@@ -202,11 +202,11 @@ def _checked_suites(suites: Sequence[int]) -> tuple[int, ...]:
 
 
 def _choose(offered: int, suites: Sequence[int]) -> int:
-    """The best suite both ends have; higher ids are faster where they can be offered at all."""
+    """The fastest suite that both ends have."""
     common = [suite for suite in suites if offered >> suite & 1]
     if not common:
         raise HandshakeError("no common suite")
-    return max(common)
+    return min(common, key=LINK_ORDER.index)
 
 
 # ---------------------------------------------------------------- initiator

@@ -7,6 +7,7 @@ of the pool is bytes [s * 1280, (s + 1) * 1280). Source: docs/protocol.md, "Link
     out: reserve numbers (commit) -> connection id, number -> AEAD in place -> mask bytes 12-19
 
     AEGIS-128L   nonce = direction u32 | generation u32 | number u64    1228 bytes, tag 32
+    AEGIS-256    the same, and 16 zeros                             1228 bytes, tag 32
     ChaCha20     nonce = direction u32 | number u64                     1228 bytes and 16 zeros, tag 16; the zeros are checked
 """
 
@@ -18,17 +19,20 @@ from numpy.typing import NDArray
 from nyx.crypto.replay import WINDOW_WORDS, window_accept
 from nyx.crypto.scratch import SCRATCH_MASK, SCRATCH_NONCE
 from nyx.crypto.sodium import (
+    AEGIS256_NONCE,
     AEGIS_NONCE,
     CHACHA_NONCE,
     aegis128l_decrypt,
     aegis128l_encrypt,
+    aegis256_decrypt,
+    aegis256_encrypt,
     chacha20poly1305_decrypt,
     chacha20poly1305_encrypt,
     is_zero,
     memzero,
     siphash24,
 )
-from nyx.crypto.suites import SUITE_AEGIS128L
+from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_AEGIS256, SUITE_CHACHA
 from nyx.kernel import Int, address, inline, kernel, load_word, store_release, store_word, swap_word
 from nyx.link.session import SESSION, SESSION_LIVE, session_offset
 from nyx.wire.codes import Drop
@@ -80,12 +84,14 @@ def _mask(pool: Bytes, at: Int, key: Int, scratch: Bytes) -> None:
 def _nonce(scratch: Bytes, suite: Int, direction: Int, generation: Int, number: Int) -> Int:
     """Write the AEAD nonce and return its address."""
     nonce = address(scratch) + SCRATCH_NONCE
-    if suite == SUITE_AEGIS128L:
-        store_word(nonce, swap_word(direction << 32 | generation))
-        store_word(nonce + AEGIS_NONCE - 8, swap_word(number))
-    else:
+    if suite == SUITE_CHACHA:
         store_word(nonce, swap_word(direction << 32))
         store_word(nonce + CHACHA_NONCE - 8, swap_word(number))
+    else:
+        store_word(nonce, swap_word(direction << 32 | generation))
+        store_word(nonce + AEGIS_NONCE - 8, swap_word(number))
+        store_word(nonce + AEGIS_NONCE, 0)
+        store_word(nonce + AEGIS256_NONCE - 8, 0)
     return nonce
 
 
@@ -105,13 +111,15 @@ def _open_one(pool: Bytes, at: Int, row: Int, sessions: Sessions, windows: Words
     key = base + _RECEIVE_KEY
     if suite == SUITE_AEGIS128L:
         wrong = aegis128l_decrypt(payload, 0, payload, LINK_PAYLOAD_SIZE, packet + PACKET_TAG, packet, AD_SIZE, nonce, key)
+    elif suite == SUITE_AEGIS256:
+        wrong = aegis256_decrypt(payload, 0, payload, LINK_PAYLOAD_SIZE, packet + PACKET_TAG, packet, AD_SIZE, nonce, key)
     else:
         tag = packet + PACKET_TAG + SHORT_TAG_SIZE
         length = LINK_PAYLOAD_SIZE + SHORT_TAG_SIZE
         wrong = chacha20poly1305_decrypt(payload, 0, payload, length, tag, packet, AD_SIZE, nonce, key)
     if wrong != 0:
         return _BAD_TAG
-    if suite != SUITE_AEGIS128L and is_zero(packet + PACKET_TAG, SHORT_TAG_SIZE) != 1:
+    if suite == SUITE_CHACHA and is_zero(packet + PACKET_TAG, SHORT_TAG_SIZE) != 1:
         return _BAD_ZEROS
     code = window_accept(windows, row * WINDOW_WORDS, base + _RECEIVED_NEXT, number)
     if code == _OK:
@@ -159,6 +167,8 @@ def _seal_one(pool: Bytes, at: Int, row: Int, sessions: Sessions, number: Int, s
     key = base + _SEND_KEY
     if suite == SUITE_AEGIS128L:
         aegis128l_encrypt(payload, packet + PACKET_TAG, 0, payload, LINK_PAYLOAD_SIZE, packet, AD_SIZE, 0, nonce, key)
+    elif suite == SUITE_AEGIS256:
+        aegis256_encrypt(payload, packet + PACKET_TAG, 0, payload, LINK_PAYLOAD_SIZE, packet, AD_SIZE, 0, nonce, key)
     else:
         pool[at + PACKET_TAG : at + PACKET_TAG + SHORT_TAG_SIZE] = 0
         tag = packet + PACKET_TAG + SHORT_TAG_SIZE

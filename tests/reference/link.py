@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from tests.reference import primitives as p
 
-CHACHA, AEGIS = 1, 2
-KEY_SIZES = {CHACHA: 32, AEGIS: 16}
+CHACHA, AEGIS, AEGIS256 = 1, 2, 3
+KEY_SIZES = {CHACHA: 32, AEGIS: 16, AEGIS256: 32}
 WINDOW = 1 << 20
 
 
@@ -19,8 +19,9 @@ class Keys:
 
 
 def _nonce(keys: Keys, number: int) -> bytes:
-    if keys.suite == AEGIS:
-        return keys.direction.to_bytes(4, "big") + keys.generation.to_bytes(4, "big") + number.to_bytes(8, "big")
+    if keys.suite != CHACHA:
+        aegis = keys.direction.to_bytes(4, "big") + keys.generation.to_bytes(4, "big") + number.to_bytes(8, "big")
+        return aegis + bytes(16 if keys.suite == AEGIS256 else 0)
     return keys.direction.to_bytes(4, "big") + number.to_bytes(8, "big")
 
 
@@ -36,6 +37,8 @@ def seal(keys: Keys, cid: bytes, header: bytes, payload: bytes, number: int, zer
     ad = cid + header + (number & 0xFFFFFFFF).to_bytes(4, "big")
     if keys.suite == AEGIS:
         sealed = b"".join(p.aegis128l_seal(keys.key, _nonce(keys, number), payload, ad))
+    elif keys.suite == AEGIS256:
+        sealed = b"".join(p.aegis256_seal(keys.key, _nonce(keys, number), payload, ad))
     else:
         sealed = p.chacha20poly1305_seal(keys.key, _nonce(keys, number), payload + zeros, ad)
     packet = ad + sealed
@@ -49,6 +52,8 @@ def open_(keys: Keys, packet: bytes, expected: int) -> tuple[int, bytes, bytes] 
     number = decode_number(expected - 1, int.from_bytes(clear[16:20], "big"), 32)
     if keys.suite == AEGIS:
         payload = p.aegis128l_open(keys.key, _nonce(keys, number), clear[20:1248], clear[1248:], clear[:20])
+    elif keys.suite == AEGIS256:
+        payload = p.aegis256_open(keys.key, _nonce(keys, number), clear[20:1248], clear[1248:], clear[:20])
     else:
         payload = p.chacha20poly1305_open(keys.key, _nonce(keys, number), clear[20:], clear[:20])
         if payload is None or any(payload[1228:]):

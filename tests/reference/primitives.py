@@ -6,7 +6,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.poly1305 import Poly1305
-from pyaegis import Aegis128L, DecryptionError
+from pyaegis import Aegis128L, Aegis256, DecryptionError
 
 M64 = (1 << 64) - 1
 M32 = (1 << 32) - 1
@@ -101,5 +101,18 @@ def aegis128l_seal(key: bytes, nonce: bytes, data: bytes, ad: bytes) -> tuple[by
 def aegis128l_open(key: bytes, nonce: bytes, data: bytes, tag: bytes, ad: bytes) -> bytes | None:
     try:
         return bytes(Aegis128L(tag_size=32).decrypt_detached(key, nonce, data, tag, ad))
+    except DecryptionError:
+        return None
+
+
+def aegis256_seal(key: bytes, nonce: bytes, data: bytes, ad: bytes) -> tuple[bytes, bytes]:
+    """Ciphertext and the 32-byte tag."""
+    ciphertext, tag = Aegis256(tag_size=32).encrypt_detached(key, nonce, data, ad)
+    return bytes(ciphertext), bytes(tag)
+
+
+def aegis256_open(key: bytes, nonce: bytes, data: bytes, tag: bytes, ad: bytes) -> bytes | None:
+    try:
+        return bytes(Aegis256(tag_size=32).decrypt_detached(key, nonce, data, tag, ad))
     except DecryptionError:
         return None

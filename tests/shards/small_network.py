@@ -194,7 +194,7 @@ class Network:
 
     def __init__(
         self, rng: Any, folder: Any, relays: int = 3, *, clients: int = 1, ahead: int = 0, buckets: int = 1 << 8,
-        suites: Sequence[int] = suites,
+        suites: Sequence[int] = suites, **members: Any,
     ) -> None:  # fmt: skip
         self.rng, self.folder, self.buckets, self.suites = rng, folder, buckets, suites
         self.now, self.wall = 1000 * SECOND, NOW
@@ -203,7 +203,7 @@ class Network:
         keys = [StaticKeys.generate(rng.randbytes) for _ in range(relays)]
         hosts = [f"10.{i}.0.1" for i in range(relays)]
         self.snapshot = network(
-            *(Member(host, exit=i == relays - 1, keys=k) for i, (host, k) in enumerate(zip(hosts, keys, strict=True)))
+            *(Member(host, exit=i == relays - 1, keys=k, **members) for i, (host, k) in enumerate(zip(hosts, keys, strict=True)))
         )
         self.nodes: dict[bytes, SmallNode] = {}
         self.relays = [

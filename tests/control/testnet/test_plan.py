@@ -81,7 +81,7 @@ def test_the_files_are_accepted_by_those_who_read_them(tmp_path, flags):
             node = snapshot.by_id(load_keys(config.key_file).public.node_id)
             assert node
             assert node.alias == member.alias
-            assert node.descriptor.link_suites == ((1, 2) if "aes" in flags else (1,))
+            assert node.descriptor.link_suites == ((1, 2, 3) if "aes" in flags else (1,))
             assert ("accept loopback:*" in config.exit.policy) == (member.role == "exit")
 
 

@@ -15,6 +15,7 @@ from tests.reference import primitives as twin
 VECTORS: dict[str, Any] = json.loads(Path(__file__).parents[2].joinpath("vectors", "primitives.json").read_text())
 
 SEAL, OPEN = 0, 1
+AEADS = ["chacha20poly1305", "aegis128l", "aegis256"]
 SIPHASH, SIPHASHX, POLY1305, HCHACHA, CHACHA_XOR = range(5)
 
 
@@ -25,6 +26,10 @@ def aead(aegis: int, way: int, key: Any, nonce: Any, ad: Any, data: Any, tag: An
         return sodium.aegis128l_encrypt(c, t, 0, c, data.size - 1, a, ad.size - 1, 0, n, k)
     if aegis == 1:
         return sodium.aegis128l_decrypt(c, 0, c, data.size - 1, t, a, ad.size - 1, n, k)
+    if aegis == 2 and way == SEAL:
+        return sodium.aegis256_encrypt(c, t, 0, c, data.size - 1, a, ad.size - 1, 0, n, k)
+    if aegis == 2:
+        return sodium.aegis256_decrypt(c, 0, c, data.size - 1, t, a, ad.size - 1, n, k)
     if way == SEAL:
         return sodium.chacha20poly1305_encrypt(c, t, 0, c, data.size - 1, a, ad.size - 1, 0, n, k)
     return sodium.chacha20poly1305_decrypt(c, 0, c, data.size - 1, t, a, ad.size - 1, n, k)
@@ -60,7 +65,7 @@ def vector(data: bytes) -> NDArray[np.uint8]:
 def run_aead(suite: str, way: int, case: dict[str, str], data: bytes) -> tuple[int, bytes, bytes]:
     work, tag = vector(data), vector(bytes.fromhex(case["tag"]) if way == OPEN else bytes(32))
     key, nonce, ad = (vector(bytes.fromhex(case[name])) for name in ("key", "nonce", "ad"))
-    code = aead(int(suite == "aegis128l"), way, key, nonce, ad, work, tag)
+    code = aead(AEADS.index(suite), way, key, nonce, ad, work, tag)
     return code, work[:-1].tobytes(), tag.tobytes()
 
 
@@ -70,7 +75,7 @@ def run_short(which: int, size: int, data: bytes, key: bytes, extra: bytes) -> b
     return out.tobytes()[:size]
 
 
-@pytest.mark.parametrize("suite", ["aegis128l", "chacha20poly1305"])
+@pytest.mark.parametrize("suite", AEADS)
 def test_aead_vectors(suite: str) -> None:
     for case in VECTORS[suite]["valid"]:
         message, ciphertext, tag = (bytes.fromhex(case[n]) for n in ("message", "ciphertext", "tag"))
@@ -83,16 +88,18 @@ def test_aead_vectors(suite: str) -> None:
         assert run_aead(suite, OPEN, case, bytes.fromhex(case["ciphertext"]))[0] != 0
 
 
-def test_aead_vectors_of_the_twin() -> None:
-    for case in VECTORS["aegis128l"]["valid"]:
+@pytest.mark.parametrize("suite", ["aegis128l", "aegis256"])
+def test_aead_vectors_of_the_twin(suite: str) -> None:
+    seal, open_ = (getattr(twin, f"{suite}_{way}") for way in ("seal", "open"))
+    for case in VECTORS[suite]["valid"]:
         key, nonce, ad, message, ciphertext, tag = (
             bytes.fromhex(case[n]) for n in ("key", "nonce", "ad", "message", "ciphertext", "tag")
         )
-        assert twin.aegis128l_seal(key, nonce, message, ad) == (ciphertext, tag)
-        assert twin.aegis128l_open(key, nonce, ciphertext, tag, ad) == message
-    for case in VECTORS["aegis128l"]["invalid"]:
+        assert seal(key, nonce, message, ad) == (ciphertext, tag)
+        assert open_(key, nonce, ciphertext, tag, ad) == message
+    for case in VECTORS[suite]["invalid"]:
         key, nonce, ad, ciphertext, tag = (bytes.fromhex(case[n]) for n in ("key", "nonce", "ad", "ciphertext", "tag"))
-        assert twin.aegis128l_open(key, nonce, ciphertext, tag, ad) is None
+        assert open_(key, nonce, ciphertext, tag, ad) is None
 
 
 @pytest.mark.parametrize(("name", "which", "size"), [("siphash24", SIPHASH, 8), ("siphashx24", SIPHASHX, 16)])

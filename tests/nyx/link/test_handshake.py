@@ -50,7 +50,19 @@ def flip(packet, bit):
 
 
 @pytest.mark.parametrize("me", [None, PEER_RELAY], ids=["client", "relay"])
-@pytest.mark.parametrize(("ours", "theirs", "chosen"), [([1], [1], 1), ([1, 2], [1, 2], 2), ([1, 2], [1], 1), ([2], [2, 1], 2)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "chosen"),
+    [
+        ([1], [1], 1),
+        ([1, 2], [1, 2], 2),
+        ([1, 2], [1], 1),
+        ([2], [2, 1], 2),
+        ([1, 2, 3], [3, 2, 1], 2),
+        ([3, 1], [2, 3, 1], 3),
+        ([2, 3, 1], [3, 1], 3),
+        ([3, 1], [2, 1], 1),
+    ],
+)
 def test_both_ends_hold_the_same(rng, me, ours, theirs, chosen):
     first = initiate(rng, me, ours)
     assert len(first.packet) == 1280
@@ -74,7 +86,7 @@ def test_both_ends_hold_the_same(rng, me, ours, theirs, chosen):
             b.send_key,
             b.send_mask,
         )
-        assert len(a.send_key) == len(a.receive_key) == {1: 32, 2: 16}[chosen]
+        assert len(a.send_key) == len(a.receive_key) == {1: 32, 2: 16, 3: 32}[chosen]
         seen |= {a.send_key, a.receive_key, a.send_mask, a.receive_mask}
     assert len(seen) == 16, "each session and direction has its own keys"
 
@@ -132,7 +144,7 @@ def test_the_twin_can_be_either_end(rng, me):
 
 BODY_BREAKS = {
     "no version 1": (">HHHHII", (0x0001, 6, 0, 0, NOW, 0), bytes(32), Drop.BAD_HANDSHAKE),
-    "no common suite": (">HHHHII", (2, 0x0008, 0, 0, NOW, 0), bytes(32), Drop.BAD_HANDSHAKE),
+    "no common suite": (">HHHHII", (2, 0x0010, 0, 0, NOW, 0), bytes(32), Drop.BAD_HANDSHAKE),
     "unknown flag": (">HHHHII", (2, 6, 2, 0, NOW, 0), bytes(32), Drop.BAD_HANDSHAKE),
     "relay without a key": (">HHHHII", (2, 6, 1, 0, NOW, 0), bytes(32), Drop.BAD_HANDSHAKE),
     "client with a key": (">HHHHII", (2, 6, 0, 0, NOW, 0), PEER_RELAY.public.link_x25519, Drop.BAD_HANDSHAKE),

@@ -28,6 +28,8 @@ class Member:
     family: str = ""
     weight: int = 100
     keys: StaticKeys | None = field(repr=False, default=None)
+    link_suites: tuple[int, ...] = (1, 2, 3)
+    layer_suites: tuple[int, ...] = (1, 2)
 
 
 def descriptor(keys, member, alias="node", **changes):
@@ -37,8 +39,8 @@ def descriptor(keys, member, alias="node", **changes):
         "public": keys.public,
         "addresses": ((member.address, 43300),),
         "flags": ("exit",) if member.exit else (),
-        "link_suites": (1, 2),
-        "layer_suites": (1, 2),
+        "link_suites": member.link_suites,
+        "layer_suites": member.layer_suites,
         "sequence": 1,
         "valid_from": START,
         "valid_until": END,
