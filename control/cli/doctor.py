@@ -46,7 +46,7 @@ def _status(state: State) -> tuple[dict[str, Any] | None, list[Check]]:
 
 
 def _checks(state: State, status: dict[str, Any] | None) -> Iterator[Check]:
-    from control.doctor import machine, node, proxy
+    from control.doctor import keys, machine, node, proxy
     from control.places import cache_dir
 
     running = _asked(state, "config") if status else None
@@ -69,6 +69,8 @@ def _checks(state: State, status: dict[str, Any] | None) -> Iterator[Check]:
             yield node.difference(diff)
     if config:
         yield node.directory(config)
+        if own := keys.own_keys(config):
+            yield own
     if status and status["proxy"]:
         yield proxy.greeting(status["proxy"])
         yield proxy.names(status["proxy"])
