@@ -139,10 +139,11 @@ uninstall: ## remove what `make install` put there; configuration and state stay
 	@echo "removed. Left: $(CONF), and /var/lib/nyx (keys, guards), /var/cache/nyx and the user nyx, where the node has run"
 
 .PHONY: bench
-bench: $(DEV) ## measure: cryptography, streams in memory, UDP, nyxctl, one stream through 1, 2, 3 and 5 hops, Tor and ssh beside it, and kills
+bench: $(DEV) ## measure: cryptography, streams in memory, UDP, relays under load, nyxctl, one stream through 1, 2, 3 and 5 hops, Tor and ssh beside it, and kills
 	$(BIN)/python -m bench.crypto
 	$(BIN)/python -m bench.streams
 	$(BIN)/python -m bench.udp
+	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.cli
 	$(BIN)/python -m bench.stream
 	$(BIN)/python -m bench.compare_tor

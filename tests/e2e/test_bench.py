@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bench.load.histogram import BUCKETS, buckets, percentile
 from bench.network import ROOT, Network, command_environment
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,6 +33,18 @@ SMALL = {
     "bench.streams": ["--megabytes", "2", "--loss", "1"],
     "bench.udp": ["--seconds", "0.2"],
     "bench.reload": ["--reloads", "10", "--spells", "1", "--rate", "10"],
+    "bench.throughput": [
+        "--workers",
+        "2",
+        "--suites",
+        "aegis128l",
+        "--circuits",
+        "2",
+        "--packets",
+        "4000",
+        "--raw-seconds",
+        "0.2",
+    ],
     "bench.upgrades": ["--upgrades", "2", "--mib", "4", "--pause", "60"],
     "bench.stream": ["--hops", "1", "--mib", "8", "--rounds", "1"],
 }
@@ -53,3 +69,10 @@ def test_a_small_run_prints_its_document(module: str, network: Network) -> None:
 def test_every_script_has_its_smoke() -> None:
     scripts = {f"bench.{path.stem}" for path in Path(ROOT, "bench").glob("*.py")}
     assert scripts - {"bench.network"} == set(SMALL)
+
+
+@given(st.lists(st.integers(1, 1 << 39), min_size=1), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_a_percentile_is_at_most_one_bucket_above_the_value(values: list[int], part: float) -> None:
+    counts = np.bincount(buckets(np.array(values, np.int64)), minlength=BUCKETS)
+    exact = sorted(values)[max(1, int(np.ceil(part * len(values)))) - 1]
+    assert exact <= percentile(counts, part) <= exact * (1 + 1 / 16)
