@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,8 @@ class Ground:
         self.rng = random.Random(seed)
         self.random = np.random.default_rng(seed)
         self.buckets = 1 << 8
-        self.port, self.suites = 0, (SUITE_AEGIS128L, SUITE_CHACHA)
+        self.port = 0
+        self.suites: tuple[int, ...] = (SUITE_AEGIS128L, SUITE_CHACHA)
         self.config = load(network.folder / network.client() / "nyx.toml")
         directory = self.config.directory
         found = FileDirectory(directory.file, directory.signers, directory.threshold, None)
@@ -113,8 +114,7 @@ class Peer:
     @property
     def air(self) -> Socket:
         """Its socket."""
-        found: Any = self.node.air
-        return found
+        return cast("Socket", self.node.air)
 
     def _lying_flush(self, now: int) -> int:
         self.lie(self.node.batch.outbox)

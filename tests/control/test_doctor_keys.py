@@ -6,6 +6,7 @@ import time
 import pytest
 
 from control.doctor.keys import own_keys
+from control.schemas import Check
 from nyx.config import load
 from nyx.crypto.keyfile import save_keys
 from nyx.crypto.keys import StaticKeys
@@ -43,9 +44,15 @@ def publish(config, keys, age=1, life=10):
     config.directory.file.write_bytes(data)
 
 
+def checked(config) -> Check:
+    found = own_keys(config)
+    assert found
+    return found
+
+
 def test_keys_that_the_directory_has_are_well(config, keys):
     publish(config, keys)
-    check = own_keys(config)
+    check = checked(config)
     assert (check.name, check.state, check.fix) == ("keys", "ok", "")
     assert keys.public.node_id.hex() in check.text
     assert "valid for 216.0 h" in check.text
@@ -53,29 +60,29 @@ def test_keys_that_the_directory_has_are_well(config, keys):
 
 def test_a_descriptor_near_its_end_is_told(config, keys):
     publish(config, keys, age=19, life=20)
-    check = own_keys(config)
+    check = checked(config)
     assert check.state == "warn"
     assert "24.0 h" in check.text
 
 
 def test_a_node_that_the_directory_does_not_have_is_told(config):
     publish(config, StaticKeys.generate(random.Random(2).randbytes))
-    check = own_keys(config)
+    check = checked(config)
     assert (check.state, "not in the directory" in check.text) == ("warn", True)
 
 
 def test_other_keys_under_the_same_name_fail(config, keys):
     other = StaticKeys.generate(random.Random(2).randbytes)
     publish(config, StaticKeys(keys.identity_seed, other.link, keys.onion))
-    assert own_keys(config).state == "fail"
+    assert checked(config).state == "fail"
 
 
 def test_keys_that_are_lost_or_open_fail_with_the_way_out(config):
     config.key_file.chmod(0o640)
-    check = own_keys(config)
+    check = checked(config)
     assert (check.state, "chmod 600" in check.text) == ("fail", True)
     config.key_file.unlink()
-    check = own_keys(config)
+    check = checked(config)
     assert (check.state, "there are no keys" in check.text) == ("fail", True)
     assert "restore" in check.fix
 
