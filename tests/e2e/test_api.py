@@ -94,9 +94,15 @@ def test_an_upload_and_a_half_close(channel: grpc.Channel, web: str) -> None:
 
 def test_streams_are_seen_measured_and_closed_and_refusals_say_why(channel: grpc.Channel, web: str) -> None:
     client = services.StreamsStub(channel)
+
+    def listed() -> dict[bytes, pb.StreamInfo]:
+        rows = client.ListStreams(pb.ListStreamsRequest(show_targets=True), timeout=TIME).streams
+        return {row.ref.SerializeToString(): row for row in rows}
+
+    before = listed()  # streams of the tests before, which may end any moment
     opened = client.OpenStream(target(web), timeout=TIME)
-    listed = client.ListStreams(pb.ListStreamsRequest(show_targets=True), timeout=TIME).streams
-    mine = next(row for row in listed if row.state == "open" and row.target.endswith(web.rpartition(":")[2]))
+    [mine] = [row for ref, row in listed().items() if ref not in before]
+    assert (mine.state, mine.target.endswith(web.rpartition(":")[2])) == ("open", True)
     assert client.GetStream(pb.GetStreamRequest(ref=mine.ref), timeout=TIME).state == "open"
     figures = client.StreamStats(pb.StreamStatsRequest(ref=mine.ref, interval=0.1), timeout=TIME)
     next(figures)
