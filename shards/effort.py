@@ -9,7 +9,7 @@ from nyx.onion.work import EFFORT_MOST
 
 SECOND: Final = 1_000_000_000
 FIRST: Final = 10  # bits, once builds wait: a thousand hashes, a millisecond of a client's
-CEILING: Final = 24  # bits: seconds of one; no flood makes a relay ask more
+CEILING: Final = 20  # bits: a second of one, what clients make by default (path.effort); no flood makes a relay ask more
 WAITING: Final = 64  # builds that wait, from which on they are too many
 RISE: Final = SECOND // 4  # a bit more at each look while they are
 CALM: Final = 10 * SECOND  # without them, after which it falls

@@ -44,6 +44,7 @@ from shards.effort import Effort
 from shards.fair import PIECE, FairQueue
 from shards.link import Link
 from shards.links import Links
+from shards.proofs import Proofs
 from shards.tables import ROLE_LAST, ROLE_RELAY
 
 SECOND: Final = 1_000_000_000
@@ -60,6 +61,8 @@ COMPLETE_PER_LINK: Final = COMPLETE_MAX // 8
 IDLE_MAX: Final = 64  # builds with too little work that wait to hear so
 IDLE_PER_LINK: Final = IDLE_MAX // 8
 IDLE_TURN: Final = 4  # every fourth build that is opened may be one of those, whatever waits
+WORK_FILL: Final = 0.5  # of the set of opened builds, above which work is asked though none wait
+IDLE_FILL: Final = 0.75  # above which builds without it are not opened: each takes a place for ten minutes
 
 LOW_BITS: Final = (1 << 31) - 1  # of a circuit id, random
 
@@ -114,6 +117,8 @@ class Hops:
         self._idle: FairQueue[int, _Pending] = FairQueue(IDLE_MAX, IDLE_PER_LINK)  # those with too little proof of work
         self._served = 0
         self.effort = Effort()
+        self._proofs = Proofs()
+        self._crowded = False  # the set of opened builds has little room: what is left is for those who bring work
         self._refused = 0  # builds with enough work that found no room, since the last look
         self._awaited: dict[Place, _Pending] = {}  # those passed on, by the leg on which the answers come
         self._linking: set[_Pending] = set()  # opened, and the link to the next hop is being made
@@ -154,7 +159,7 @@ class Hops:
             self._leave(pending)
             return
         queue = self._complete if pending.worked else self._idle
-        if not queue.put(pending.link.row, pending):
+        if (self._crowded and not pending.worked) or not queue.put(pending.link.row, pending):
             self._drops[Drop.OVERFLOW if pending.worked else Drop.NO_WORK] += 1
             self._refused += pending.worked
             self._leave(pending)
@@ -165,7 +170,8 @@ class Hops:
             return True
         epoch = self._context.snapshot.epoch
         cells = [pending.cells[slot] for slot in range(BUILD_SLOTS)]
-        return offered_work(cells, self._keys.public, (epoch, max(epoch - 1, 0), epoch + 1)) >= self.effort.bits
+        x, bits = offered_work(cells, self._keys.public, (epoch, max(epoch - 1, 0), epoch + 1))
+        return bits >= self.effort.bits and self._proofs.first(x)
 
     def serve(self, now: int, wall: int) -> int:
         """Open the build whose turn it is; returns the public-key operations that it took, 0 when none waits."""
@@ -371,7 +377,10 @@ class Hops:
     def on_timer(self, now: int) -> None:
         """Forget what takes too long, and see how much work is to be asked."""
         me = self._context.snapshot.by_id(self._keys.public.node_id)
-        self.effort.look(len(self._complete), self._refused, me.descriptor.effort if me else 0, now)
+        used = self._replay.used(self._links.wall)
+        self._crowded = used > IDLE_FILL
+        filling = int(used > WORK_FILL)
+        self.effort.look(len(self._complete), self._refused + filling, me.descriptor.effort if me else 0, now)
         self._refused = 0
         for pending in [p for p in self._pending.values() if now >= p.due]:
             if pending.collecting:  # the rest of its cells went to an earlier life of this hop: the client need not wait for them

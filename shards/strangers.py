@@ -207,10 +207,10 @@ class Strangers:
             return Drop.REPLAYED_HANDSHAKE
         if seen is Seen.FULL:
             self._load.begin()
-        if self._load.now and (drop := self._prove(stranger, now, wall)) is not Drop.OK:
-            return drop
         if self._crowded():
             return Drop.NO_BUFFER
+        if self._load.now and (drop := self._prove(stranger, now, wall)) is not Drop.OK:
+            return drop
         if not self._queue.put(source_of(stranger.source), (stranger, now)):
             return Drop.OVERFLOW
         if len(self._queue) >= LOADED:
@@ -225,7 +225,8 @@ class Strangers:
             return self._send_cookie(packet, source, address, wall)
         if not self._quotas.take(source_of(source), now):
             return Drop.OVER_QUOTA
-        return Drop.OK if self._proven.meet(packet, wall) is Seen.NEW else Drop.REPLAYED_HANDSHAKE
+        # A full table lets new ones pass: proven sources that fill it must not shut out all others (docs/protocol.md, 6.6).
+        return Drop.REPLAYED_HANDSHAKE if self._proven.meet(packet, wall) is Seen.BEFORE else Drop.OK
 
     def _send_cookie(self, packet: bytes, source: bytes, address: bytes, wall: int) -> Drop:
         if self._jar is None or self._cookies <= 0:

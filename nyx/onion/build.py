@@ -304,14 +304,14 @@ class HopBuild:
         return HopResult(opened.next, passed, opened.suite, keys.forward_key, keys.backward_key, keys.ck, status, answer_layer)
 
 
-def offered_work(cells: Sequence[bytes], public: PublicKeys, epochs: Iterable[int]) -> int:
-    """Bits of proof of work that the record for us among the seven cells has, for the best of these directory epochs.
+def offered_work(cells: Sequence[bytes], public: PublicKeys, epochs: Iterable[int]) -> tuple[bytes, int]:
+    """X of the record for us among the seven cells, and the bits of its proof of work for the best of these directory epochs.
 
     Raises RemoteProtocolError when none is for us. Only hashes: it is asked before `HopBuild.open`.
     """
     record = bytes(cells[_find_slot(cells, public)])
     x, work = record[RECORD_X:RECORD_CT], record[RECORD_WORK:RECORD_SEALED]
-    return max(bits_of(x, work, public.node_id, epoch) for epoch in epochs)
+    return x, max(bits_of(x, work, public.node_id, epoch) for epoch in epochs)
 
 
 def _open_request(cells: Sequence[bytes], me: StaticKeys, wall: int, started: int) -> _Opened:

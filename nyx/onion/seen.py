@@ -68,6 +68,11 @@ class BuildReplay:
         self._read[self._me] = head + 1
         return False
 
+    def used(self, wall: int) -> float:
+        """Which part of our own log cannot be written over yet."""
+        until = self._logs[self._me][3::_ENTRY]
+        return float(np.count_nonzero(until >= np.uint64(max(wall, 0)))) / SIZE
+
     def _sweep(self, wall: int) -> None:
         if wall < self._swept:  # the clock was set back: what was forgotten by the time before counts again
             self._swept = wall

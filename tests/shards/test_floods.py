@@ -3,14 +3,17 @@
 import socket
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.attack.floods import forgery, half_build, junk
+from nyx.config import KEYS
 from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.link.channel import CellReceived
 from nyx.link.cookie import COOKIE_SLOT, open_cookie
 from nyx.link.handshake import Initiator
 from nyx.onion.build import ClientBuild, offered_work
+from nyx.onion.seen import KEPT, SIZE, BuildReplay, seen_columns
 from nyx.onion.work import Work
 from nyx.stats import Counter
 from nyx.wire.codes import Drop
@@ -18,9 +21,10 @@ from nyx.wire.geometry import PACKET_SIZE
 from nyx.wire.packet import KIND_BUILD
 from shards import hops, strangers
 from shards.address import pack
-from shards.effort import CALM, FIRST
+from shards.effort import CALM, CEILING, FIRST
 from shards.fair import OPERATIONS, PIECE
 from shards.link import LinkState
+from shards.proofs import Proofs
 from shards.tables import ROLE_CLIENT
 from tests.shards.small_network import MS, SECOND, Flying, Network
 
@@ -330,7 +334,7 @@ def test_builds_without_work_get_few_operations_and_never_before_those_with_it(n
         for link, work in ((poor, ()), (rich, proofs.proofs)):
             session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
             made = ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.time(), work)
-            while not work and offered_work(made.cells, publics[0], epochs) >= 9:  # by luck
+            while not work and offered_work(made.cells, publics[0], epochs)[1] >= 9:  # by luck
                 made = ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.time())
             for slot, cell in enumerate(made.cells):
                 relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, circuit, cell), net.now)
@@ -346,3 +350,84 @@ def test_builds_without_work_get_few_operations_and_never_before_those_with_it(n
     net.run(0.1, MS)
     assert all(opened[at : at + 4].count(False) == 1 for at in range(8))
     assert opened.count(True) == 39
+
+
+def worked_build(net, relay, bits):
+    """The seven cells of a build whose record for this relay, the first hop, shows so much work."""
+    publics = [net.relays[i].keys.public for i in range(3)]
+    proofs = Work([p.node_id for p in publics], [bits, 0, 0], net.snapshot.epoch, net.rng.randbytes)
+    while not proofs.done:
+        proofs.advance()
+    return ClientBuild(publics, SUITE_AEGIS128L, net.rng.randbytes, net.time(), proofs.proofs).cells
+
+
+def test_a_proof_of_work_serves_once_whatever_stands_behind_it(net):
+    """One proof before any number of junk seals would be as many builds that go first."""
+    client, relay = net.clients[0], net.relays[0]
+    net.link(client, 0)
+    ask(relay, 9)
+    [link] = relay.links.all()
+    session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
+    cells = worked_build(net, relay, 9)
+    worked: list[bool] = []
+    relay.desk.hops._queue = lambda pending: worked.append(relay.desk.hops._worked(pending))
+    for circuit in range(1, 4):
+        for slot, cell in enumerate(cells):
+            junk = cell[:-1] + bytes((cell[-1] ^ circuit,))  # of the tag: the seal does not open
+            relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, circuit, junk), net.now)
+    assert worked == [True, False, False]
+
+
+def test_a_set_of_opened_builds_that_fills_asks_for_work_and_keeps_room_for_it(net, monkeypatch):
+    relay = net.relays[0]
+    desk = relay.desk.hops
+    monkeypatch.setattr(desk._replay, "used", lambda _wall: hops.WORK_FILL + 0.01)
+    net.now += SECOND
+    desk.on_timer(net.now)
+    assert desk.effort.bits == FIRST
+    assert not desk._crowded
+    monkeypatch.setattr(desk._replay, "used", lambda _wall: hops.IDLE_FILL + 0.01)
+    net.now += SECOND
+    desk.on_timer(net.now)
+    net.link(net.clients[0], 0)
+    [link] = relay.links.all()
+    session = next(row for (generation, _), row in link.sessions.items() if generation == 1)
+    before = relay.drops(Drop.NO_WORK)
+    for circuit, cells in ((1, worked_build(net, relay, 0)), (2, worked_build(net, relay, 20 - 6))):
+        for slot, cell in enumerate(cells):
+            relay.desk.on_cell(link, session, CellReceived(KIND_BUILD, slot, circuit, cell), net.now)
+    assert relay.drops(Drop.NO_WORK) == before + 1
+    assert len(desk._complete) == 1
+
+
+def test_proofs_are_forgotten_only_when_others_came(rng):
+    proofs = Proofs(4)
+    shown = [rng.randbytes(32) for _ in range(9)]
+    assert all(proofs.first(x) for x in shown[:8])
+    assert not any(proofs.first(x) for x in shown[:8])
+    assert proofs.first(shown[8])
+    assert not proofs.first(shown[4])
+    assert proofs.first(shown[0])
+
+
+def test_the_part_of_the_log_that_counts_is_told():
+    words = np.zeros(seen_columns(1)[0].length, np.uint64)
+    seen = BuildReplay(words, 0)
+    assert seen.used(1000) == 0
+    for number in range(100):
+        seen.seen(number.to_bytes(16, "big"), 1000 + number, 1000)
+    assert seen.used(1000) == 100 / SIZE
+    assert seen.used(1000 + KEPT + 50) == 50 / SIZE
+
+
+def test_a_relay_never_asks_more_than_clients_make():
+    assert next(key.default for key in KEYS if key.name == "path.effort") >= CEILING
+
+
+def test_a_full_table_of_proven_initiations_shuts_nobody_out(net):
+    client, relay = net.clients[0], net.relays[0]
+    strangers = relay.links.strangers
+    strangers._proven._table[:] = 1
+    strangers._load.begin()
+    net.link(client, 0)
+    assert relay.links.all()
