@@ -24,6 +24,7 @@ from tests.shards.test_udp import End
 CLONE_NEWNET = 0x40000000
 BURST = 60
 DF = 0x4000
+FRAGMENT_OFFSET = 0x1FFF
 HOSTS = {4: "127.0.0.1", 6: "::1"}
 
 
@@ -54,8 +55,15 @@ def namespaced(work: Callable[[], None], *, settings: dict[str, str] | None = No
 root = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace and raw sockets need root")
 
 
+def is_later_fragment(packet: bytes) -> bool:
+    return packet[0] >> 4 == 4 and bool(int.from_bytes(packet[6:8], "big") & FRAGMENT_OFFSET)
+
+
 class Tap:
-    """Internet headers of what crosses the loopback, by the port it came from."""
+    """Internet headers of what crosses the loopback, by the port it came from.
+
+    A later fragment names no port and is left out: its first one, whose header says that more follow, is there.
+    """
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -70,7 +78,7 @@ class Tap:
                 continue
             frame, address = self.socket.recvfrom(1 << 17)
             packet = frame[14:]
-            if address[2] != socket.PACKET_OUTGOING:
+            if address[2] != socket.PACKET_OUTGOING and not is_later_fragment(packet):
                 size = 40 if packet[0] >> 4 == 6 else 20
                 found.setdefault(struct.unpack_from(">H", packet, size)[0], []).append(packet[:size])
         return found
