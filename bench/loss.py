@@ -4,7 +4,8 @@ In a network namespace of its own (root): a rule of the packet filter drops UDP 
 Circuits: each of `--builds` requests comes with credentials of its own, so each needs a circuit of its own, eight at a time; it
 is served when its first byte came within 30 s, the stream's opening included. Requests: one byte each, one after the other, on
 circuits that stand. A download of `--mib`, checked byte for byte. Printed besides: what the nodes counted meanwhile (a build that
-took more than 8 s counts as failed). Exit 1 when a build failed or is missing, a link ended or bytes were wrong. What streams
+took more than 8 s counts as failed: another takes its place). Exit 1 when a circuit was not served in time, a link ended or bytes
+were wrong. What streams
 make of such a network is reported only: of a download not complete within `--seconds`, what came.
 
     python -m bench.loss [--loss 30] [--builds 100] [--requests 20] [--mib 4] [--seconds 120] [--json]
@@ -178,8 +179,8 @@ def main() -> int:
         print(json.dumps(found))
     else:
         show(found)
-    counts = found["counted"]
-    whole = counts["builds_ready"] >= options.builds and not counts["builds_failed"] and not counts["links_closed"]
+    circuits = found["circuits"]
+    whole = circuits["served"] == circuits["of"] and not found["counted"]["links_closed"]
     return 0 if whole and not found["download"]["wrong"] else 1
 
 

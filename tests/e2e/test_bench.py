@@ -23,7 +23,7 @@ SMALL = {
     "bench.compare_tor": ["--circuits", "1,3", "--mib", "2", "--rounds", "1", "--only", "nyx,ssh"],
     "bench.faults": ["--seconds", "3", "--only", "client: worker"],
     "bench.hostile": ["--packets", "60000"],
-    "bench.loss": ["--builds", "4", "--requests", "2", "--mib", "1", "--seconds", "10"],
+    "bench.loss": ["--loss", "5", "--builds", "4", "--requests", "2", "--mib", "1", "--seconds", "10"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
     "bench.slow": ["--sockets", "300", "--seconds", "2", "--every", "1"],
     "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from pydantic import TypeAdapter
 
 from control.cli.top import Look, summary
@@ -53,8 +54,8 @@ def test_rates_and_processor_time_are_those_between_two_looks(ctl, tmp_path):
     pid = os.getpid()  # the stand-in's supervisor
     second.cpu[pid] = first.cpu[pid] + 1.0
     found = summary(first, second)
-    assert found.rates["packets_in"] == 250.0
-    assert next(load for load in found.processes if load.pid == pid).cpu == 0.5
+    assert found.rates["packets_in"] == pytest.approx(250)
+    assert next(load for load in found.processes if load.pid == pid).cpu == pytest.approx(0.5)
     young = Look(first.time, copy.deepcopy(first.documents))  # processes of which nothing was known before
     assert next(load for load in summary(young, second).processes if load.pid == pid).cpu is None
     assert all(rate >= 0 for rate in summary(second, first).rates.values())  # a node that was started meanwhile
