@@ -6,6 +6,7 @@ read as zeros afterwards. Source: Linux proc(5) "statm", "smaps_rollup"; madvise
 """
 
 import ctypes
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -85,6 +86,7 @@ def runs(marks: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
+@functools.cache
 def machine_memory() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

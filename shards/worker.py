@@ -1,9 +1,9 @@
 """A worker: one loop over one shard of sessions, from its socket to streams and back.
 
 A turn, in this order: wait; receive and relay; strangers, link frames and builds; opened cells into streams; sockets of
-applications and targets; cells out of streams; timers; seal and send. Everything that touches each packet is a kernel over
-the whole batch (`shards/batch.py`); Python decides what happens next. State is in memory that the supervisor owns: a worker
-that dies is started again on it. Source: docs/architecture.md, "A packet's day".
+applications and targets; timers; cells out of streams; seal and send; housekeeping, for which no packet waits. Everything that
+touches each packet is a kernel over the whole batch (`shards/batch.py`); Python decides what happens next. State is in memory
+that the supervisor owns: a worker that dies is started again on it. Source: docs/architecture.md, "A packet's day".
 """
 
 import hashlib
@@ -161,7 +161,7 @@ class Worker:
         self._free: NDArray[np.int64] = np.zeros(BATCH, np.int64)
         self._connections: NDArray[np.int64] = np.zeros(BATCH, np.int64)
         self._last_turn = self._born = now
-        self._next_second = 0
+        self._next_look = 0
         self._next_flush = 0
         self._links_due = 0
         self._moving, self._due = True, 0  # of edges and streams, as the last turn in which they had something to do left them
@@ -242,9 +242,6 @@ class Worker:
             self._events(now)
             self.edge.pump(now)
             self._active = True
-        if self.cap.look(now):
-            self._events(now)
-            self._active = True
         if now - self._last_turn > ASLEEP:
             self._woke(now)
         self._last_turn = now
@@ -253,6 +250,7 @@ class Worker:
             self._transmit(now)
             self._moving, self._due = self.edge.pending, min(self.edge.next_timeout(), self.streams.next_timeout())
         self._send(now)
+        self._housekeeping(now)
         self._turns += 1
 
     def _woke(self, now: int) -> None:
@@ -277,7 +275,7 @@ class Worker:
         if busy or self.settings.busy or (self.context.workers > 1 and not self.rings.may_sleep()):
             return 0
         now = time.monotonic_ns()
-        due = min(self._next_second, self._links_due, self._due)
+        due = min(self._next_look, self._links_due, self._due)
         if self._rest_by:
             due = min(due, now + REST_LOOK)
         return max(0, due - now)
@@ -389,23 +387,35 @@ class Worker:
                 self.streams.on_timeout(now)
                 self._events(now)
             self._active = True
-        if now >= self._next_second or self.desk.hurry(now):
-            wall = int(time.time())
-            if now >= self._next_second:
-                self._next_second = now + SECOND // 4
-                if now - self._born > FAULT_AGE:
-                    self.context.shared["node_workers"]["faults"][self.context.index] = 0
-                self.links.on_timer(now, wall)
-                self.checkup.look(now)
-            self.desk.on_timer(now, wall)
+        if self.desk.hurry(now):
+            self.desk.on_timer(now, int(time.time()))
             self._links_due = 0
             self._active = True
         if now >= self._links_due or self.links.busy:
             self._links_due = self.links.transmit(now)
             self._active = True  # a link that fails here ends streams
+
+    def _housekeeping(self, now: int) -> None:
+        """What no packet waits for: after the turn's packets have left; what it gives rise to leaves with the next."""
+        if self.cap.look(now):
+            self._events(now)
+            self._moving = True
+        if now >= self._next_look:
+            self._next_look = now + SECOND // 4
+            self._look_after(now, int(time.time()))
         if now >= self._next_flush:
             self._next_flush = now + _FLUSH
             self._flush_statistics()
+
+    def _look_after(self, now: int, wall: int) -> None:
+        """Links, circuits and the state of the worker, every quarter of a second."""
+        if now - self._born > FAULT_AGE:
+            self.context.shared["node_workers"]["faults"][self.context.index] = 0
+        self.links.on_timer(now, wall)
+        self.checkup.look(now)
+        self.desk.on_timer(now, wall)
+        self._links_due = 0
+        self._moving = True
 
     def _flush_statistics(self) -> None:
         row, batch, edge = self.statistics, self.batch, self.edge.collect()

@@ -180,7 +180,9 @@ class ClientEdge:
         self.core.table.hold(fd)
         self.core.epoll.register(fd, MASK)
         self.core.counters["accepted"] += 1
-        self._become(fd, Greeter(sock, now, scarce=scarce), now + (SCARCE_TIME if scarce else GREETING_TIME))
+        client = Greeter(sock, now, scarce=scarce)
+        self._become(fd, client, now + (SCARCE_TIME if scarce else GREETING_TIME))
+        self._greet(fd, client, now)  # its first bytes came with it, as a rule
 
     def _slowest(self, now: int) -> tuple[int, int]:
         """Who gives way to a new client when all places are taken, or -1; and when to look again.

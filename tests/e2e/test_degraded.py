@@ -330,7 +330,7 @@ def test_a_relay_whose_clock_was_set_says_so_and_recovers_with_it(network: Netwo
     wait_for(lambda: quiet(network, guard), 20)
     passed = network.ask("stats", alias=guard)["total"]["builds_passed"]
     assert fetch(network, web, SMALL, f"after {step}") == (SMALL, blob_digest(SMALL))
-    wait_for(lambda: network.ask("stats", alias=guard)["total"]["builds_passed"] > passed, 30)
+    ask_for_circuits(network, web, lambda: network.ask("stats", alias=guard)["total"]["builds_passed"] > passed)
 
 
 # ---------------------------------------------------------------- small buffers
