@@ -57,7 +57,7 @@ def filter_batch(state: Any, table: Any, pool: Any, ats: Any, n: int, values: An
     found = 0
     for i in range(n):
         values[i] = filter_value(state, 7, 0, pool, np.int64(ats[i]), scratch)
-        filter_fetch(table, np.int64(values[i]))
+        filter_fetch(state, table, np.int64(values[i]))
     for i in range(n):
         found += filter_seen(state, table, np.int64(values[i]), 1)
     return found

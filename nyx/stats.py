@@ -63,6 +63,7 @@ class Counter(IntEnum):
     BUILDS_WORKED = 37  # as the client, begun again with the proof of work that a relay asked
     STREAMS_EVICTED = 38  # ended because the node's memory was used up
     CIRCUITS_EVICTED = 39  # of others, for the same reason
+    FILTER_EARLY = 40  # turns of the replay filter because a generation was full before its time
 
 
 UNITS: Final[dict[str, str]] = {

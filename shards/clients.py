@@ -5,7 +5,6 @@ A circuit serves one isolation key for its whole life, so streams of different c
 ahead belong to nobody until the first stream. Source: docs/protocol.md, "Circuit build", "States of a circuit" (client).
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from nyx.stats import Counter
 from nyx.wire.codes import DestroyReason
 from nyx.wire.geometry import BUILD_SLOTS
 from nyx.wire.packet import KIND_BUILD
+from shards.avoided import Avoided
 from shards.circuits import CircuitRows, Leg
 from shards.context import WorkerContext
 from shards.link import Link
@@ -41,8 +41,6 @@ AGAIN_MOST: Final = 3  # builds of one path that are refused for too little work
 CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
 LATE: Final = 3 * SECOND // 2  # an answer takes milliseconds; then another build stands in for one that somebody waits for
 STAND_INS: Final = 2  # for each who waits: a network that answers slowly is not met with many times the builds
-FAILED_PATHS: Final = 16  # ...are known, and drawn again only if nothing else is found
-FAILED_FOR: Final = 60 * SECOND
 BACK_OFF_FIRST: Final = SECOND // 4
 BACK_OFF_MOST: Final = 4 * SECOND
 
@@ -110,7 +108,7 @@ class ClientCircuits:
         self._wanted: dict[bytes, int] = {}  # isolation keys that wait for a circuit -> until when
         self._back_off = 0
         self._not_before = 0
-        self._failed_paths: deque[tuple[list[bytes], int]] = deque(maxlen=FAILED_PATHS)  # node ids, until when
+        self._avoided = Avoided(context.columns)
         self._warning: str | None = None
         self._hindrance: str | None = None  # of every build, within this node
         for row in np.flatnonzero((rows.rows["state"] == LIVE) & (rows.rows["role"] == ROLE_CLIENT)).tolist():
@@ -172,7 +170,7 @@ class ClientCircuits:
                 self._failed(circuit, now, "a circuit's build was not answered in time")
             elif not circuit.ready and not circuit.late and now - circuit.created >= LATE:
                 circuit.late = True
-                self._avoid(circuit, now)
+                self._avoided.late([node.id for node in circuit.path], now)
             elif circuit.ready and not self._takes_streams(circuit, now) and self._streams_on(circuit.connection) == 0:
                 self.close(circuit, DestroyReason.NONE)
         self._wanted = {key: until for key, until in self._wanted.items() if until > now}
@@ -196,30 +194,28 @@ class ClientCircuits:
             for circuit in sorted(idle, key=lambda c: c.used)[:short]:
                 self.close(circuit, DestroyReason.NONE)
 
-    def _path(self, wall: int) -> list[Node]:
+    def _path(self, now: int, wall: int) -> list[Node]:
+        """A path of none of the sets of hops that are to be avoided, where there is one."""
         config, snapshot, entropy = self._context.config, self._context.snapshot, self._context.entropy
         loopback = config.path.allow_loopback
         own = {self._context.keys.public.node_id} if self._context.keys else frozenset()  # a relay is no hop of its own circuits
         if self._guard is None:
             self._guard = keep_guard(Path(config.guard_file), snapshot, entropy, wall, own, allow_loopback=loopback).id
-        return select_path(snapshot, config.path.hops, entropy, self._guard, own, allow_loopback=loopback)
+        *avoided, least = self._avoided.sets(now)
+        for sets in avoided:
+            try:
+                return select_path(snapshot, config.path.hops, entropy, self._guard, own, avoid=sets, allow_loopback=loopback)
+            except NoPathError:
+                continue
+        return select_path(snapshot, config.path.hops, entropy, self._guard, own, avoid=least, allow_loopback=loopback)
 
-    def _fresh_path(self, now: int, wall: int) -> list[Node]:
-        """A path other than those that lately were not answered, where the draw gives one."""
-        failed = [ids for ids, until in self._failed_paths if until > now]
-        path = self._path(wall)
-        for _ in failed:
-            if [node.id for node in path] not in failed:
-                break
-            path = self._path(wall)
-        return path
-
-    def _avoid(self, circuit: OwnCircuit, now: int) -> None:
-        self._failed_paths.append(([node.id for node in circuit.path], now + FAILED_FOR))
+    def on_failed_cell(self, row: int) -> None:
+        """A cell of this row's circuit was changed on the way: its hops together are not chosen again for a while."""
+        self._avoided.spoiled(self._rows.path(row), int(self._rows.rows[row]["last_used"]))
 
     def _start(self, now: int, wall: int) -> bool:
         try:
-            path = self._fresh_path(now, wall)
+            path = self._path(now, wall)
         except (NoPathError, NyxError) as error:
             self._hindered(str(error), now)
             return False

@@ -182,6 +182,8 @@ class CircuitDesk:
         """End a circuit; `knows` is the side (FORTH: towards the client) that needs no DESTROY."""
         if int(self.rows.rows[row]["state"]) != LIVE:
             return
+        if reason == DestroyReason.FAILED_CELL and self.clients and int(self.rows.rows[row]["role"]) == ROLE_CLIENT:
+            self.clients.on_failed_cell(row)
         back, forth = self.rows.legs(row)
         for leg, side, why in ((back, FORTH, reason), (forth, BACK, DestroyReason.NONE)):
             link = self._links.link_of(leg.session) if leg else None

@@ -19,7 +19,7 @@ from nyx.config import Config
 from nyx.link.channel import control_columns
 from nyx.link.initiations import replay_columns
 from nyx.link.session import session_columns
-from nyx.onion.filter import filter_columns, start_filter
+from nyx.onion.filter import filter_columns
 from nyx.path.policy import Policy
 from nyx.stats import Counter, Latency, add_drops, latency_histogram, statistics_row
 from nyx.stream import columns as stream_events
@@ -27,6 +27,7 @@ from nyx.stream.columns import stream_columns
 from nyx.stream.engine import Streams
 from nyx.wire.codes import Drop
 from shards.admin import Admin
+from shards.avoided import avoided_columns
 from shards.batch import Batch
 from shards.cap import Cap
 from shards.checkup import ASLEEP, Checkup
@@ -45,6 +46,7 @@ from shards.pool import Pool
 from shards.process import open_descriptors
 from shards.quarantine import FAULT_AGE, begin_life
 from shards.quotas import quota_columns
+from shards.recall import FILTER_BUCKETS, Recall
 from shards.ring import Rings
 from shards.sessions import SessionRows, offered_suites, peer_columns
 from shards.settings import Settings
@@ -66,7 +68,6 @@ REST_LIMIT: Final = 2_000_000_000  # ns that openings may take, once the worker 
 REST_LOOK: Final = 10_000_000  # ns between two looks at them
 SECOND: Final = 1_000_000_000
 STREAM_RING: Final = 1 << 20  # bytes of a stream and direction
-FILTER_BUCKETS: Final = 1 << 17  # replay filter: half a million cells in a generation, 4 MiB
 _RECEIVES: Final = 3  # batches before the streams get their turn
 _LOW_POOL: Final = 2 * BATCH  # below it nothing new is received or made until the socket takes what waits
 _FLUSH: Final = 100_000_000  # ns between two copies of the private counters to shared memory
@@ -85,6 +86,7 @@ def worker_columns(config: Config) -> list[Column]:
         *replay_columns(1 << 20, 1 << 18),
         *quota_columns(),
         *circuit_columns(limits.circuits),
+        *avoided_columns(),
         *filter_columns(FILTER_BUCKETS),
         *stream_columns(limits.connections, limits.streams, STREAM_RING),
         *edge_columns(limits.streams, guests=config.sdk.max_clients),
@@ -120,7 +122,7 @@ class Worker:
         self._opening = latency_histogram(context.shared["latencies"], context.index, Latency.STREAM_OPEN)
         self._before = self.statistics.copy()  # what earlier lives counted
         sessions, circuits = session_table(columns, secret), circuit_table(columns, secret)
-        start_filter(columns, context.entropy)
+        self.recall = Recall(context, self.statistics)
         self.batch = Batch(
             columns,
             self.pool,
@@ -413,6 +415,7 @@ class Worker:
             self.context.shared["node_workers"]["faults"][self.context.index] = 0
         self.links.on_timer(now, wall)
         self.checkup.look(now)
+        self.recall.look()
         self.desk.on_timer(now, wall)
         self._links_due = 0
         self._moving = True

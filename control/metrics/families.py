@@ -79,6 +79,7 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.BUILDS_WORKED: _counted("circuit_builds_worked", "Circuit builds begun again with the proof of work that was asked."),
     Counter.STREAMS_EVICTED: _counted("streams_evicted", "Streams ended because the node's memory was used up."),
     Counter.CIRCUITS_EVICTED: _counted("circuits_evicted", "Circuits of others ended because the node's memory was used up."),
+    Counter.FILTER_EARLY: _counted("replay_filter_early", "Times the replay filter forgot before its time because it was full."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))

@@ -34,11 +34,13 @@ def select_path(
     guard: bytes | None = None,
     exclude: Collection[bytes] = frozenset(),
     *,
+    avoid: Collection[frozenset[bytes]] = frozenset(),
     allow_loopback: bool = False,
 ) -> list[Node]:
     """Nodes from the first hop to the last. `guard` is the node id of the first hop; `exclude` are ids never to be used.
 
-    A path of one hop is its exit; a guard counts only where there are more. Raises NoPathError.
+    `avoid`: sets of ids that are no path, in any order. A path of one hop is its exit; a guard counts only where there are more.
+    Raises NoPathError.
     """
     if not HOPS_MIN <= hops <= HOPS_MAX:
         raise NoPathError(f"a path has {HOPS_MIN} to {HOPS_MAX} hops, not {hops}")
@@ -51,7 +53,7 @@ def select_path(
             raise NoPathError("the guard is not in the directory any more, or is excluded")
     if len(nodes) < hops:
         raise NoPathError(f"{hops} hops need {hops} relays, {len(nodes)} can be used")
-    chosen = _search(places, shares(nodes), entropy)
+    chosen = _search(places, shares(nodes), entropy, avoid)
     last, *others = chosen
     return [*others, last]
 
@@ -87,7 +89,9 @@ def draw(nodes: Sequence[Node], weights: dict[bytes, int], entropy: Entropy) -> 
     raise AssertionError("a point below the sum lies within it")
 
 
-def _search(places: list[list[Node]], weights: dict[bytes, int], entropy: Entropy) -> list[Node]:
+def _search(
+    places: list[list[Node]], weights: dict[bytes, int], entropy: Entropy, avoid: Collection[frozenset[bytes]]
+) -> list[Node]:
     """One node for each place, no two in conflict: weighted draws, and steps back where a draw leads nowhere."""
     chosen: list[Node] = []
     left = [list(places[0])]
@@ -100,7 +104,10 @@ def _search(places: list[list[Node]], weights: dict[bytes, int], entropy: Entrop
             continue
         chosen.append(left[-1].pop(draw(left[-1], weights, entropy)))
         if len(chosen) == len(places):
-            return chosen
+            if not avoid or frozenset(node.id for node in chosen) not in avoid:
+                return chosen
+            chosen.pop()
+            continue
         left.append([node for node in places[len(chosen)] if not any(conflict(node, c) for c in chosen)])
     raise NoPathError(f"no {len(places)} relays of different operators and networks, the last of them an exit, can be found")
 

@@ -88,7 +88,7 @@ def _look_up(
             circuit = circuits[place >> 1]
             arrived_as = np.int64(circuit["back_id"]) if place & 1 == FORTH else np.int64(circuit["forth_id"])
             values[k] = filter_value(filter_state, arrived_as, place & 1, pool, at + PACKET_CELL, scratch)
-            filter_fetch(filter_table, np.int64(values[k]))
+            filter_fetch(filter_state, filter_table, np.int64(values[k]))
 
 
 @inline

@@ -24,6 +24,7 @@ from nyx.stream.columns import CONNECTION_CLOSED, PROTOCOL_ERROR, stream_columns
 from nyx.stream.engine import Streams
 from nyx.wire.geometry import PACKET_SIZE
 from shards.address import pack
+from shards.avoided import avoided_columns
 from shards.batch import Batch
 from shards.circuits import CircuitRows
 from shards.desk import CircuitDesk
@@ -101,7 +102,7 @@ class SmallNode:
         self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
         self.columns = allocate(
             [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *quota_columns(),
-             *circuit_columns(16), *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]
+             *circuit_columns(16), *avoided_columns(), *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]
         )  # fmt: skip
         self.shared = allocate([*pool_columns(1, 2048), *ring_columns(1), *seen_columns(1), *statistics_columns(1)])
         self.secret = int.from_bytes(self.entropy(8), "big")

@@ -10,6 +10,8 @@ from nyx.onion.build import ClientBuild
 from nyx.stats import Counter
 from nyx.stream.columns import FREE as CONNECTION_FREE
 from nyx.stream.columns import LIVE as CONNECTION_LIVE
+from nyx.wire.codes import DestroyReason
+from shards import avoided
 from shards import clients as module
 from shards.tables import ROLE_CLIENT, ROLE_LAST
 from tests.shards.small_network import SECOND, Network
@@ -94,6 +96,91 @@ def test_somebody_who_waits_is_served_by_another_build_when_the_first_is_late(ne
     assert of(net).connection_for(b"two", net.now) is not None
     assert lost[0] in of(net).all, "it is given up only at its deadline"
     assert all(c.path != lost[0].path for c in of(net).all if c is not lost[0] and c.created > lost[0].created)
+
+
+def spoil(net, circuit):
+    """A hop changes a cell of this circuit: the client finds its zero bytes wrong."""
+    net.clients[0].columns["circuits"][circuit.row]["bad_cells"] = 1
+    net.clients[0].columns["circuits"][circuit.row]["last_used"] = net.now
+    net.run(0.05)
+    assert circuit not in of(net).all
+
+
+def hops_of(circuit):
+    return frozenset(node.id for node in circuit.path)
+
+
+def last_path(net):
+    """The hops of a circuit that was just built."""
+    net.run(2, SECOND // 10)
+    [circuit] = of(net).all
+    assert circuit.ready
+    return circuit
+
+
+def test_hops_among_which_a_cell_was_changed_are_not_chosen_together_for_a_while(net):
+    """Two sets of hops are possible; whatever the draw, only the other is used, behind the same guard, until the time is over."""
+    first = last_path(net)
+    guard, spoiled = first.path[0].id, hops_of(first)
+    spoil(net, first)
+    until = net.now + avoided.SPOILED_FOR
+    for _ in range(12):
+        circuit = last_path(net)
+        assert hops_of(circuit) != spoiled
+        assert circuit.path[0].id == guard
+        of(net).close(circuit, 0)
+    net.clients[0].restart()
+    for _ in range(4):
+        circuit = last_path(net)
+        assert hops_of(circuit) != spoiled, "a death of the worker makes it forget nothing"
+        of(net).close(circuit, 0)
+    net.now = max(net.now, until)
+    found = set()
+    for _ in range(24):
+        circuit = last_path(net)
+        found.add(hops_of(circuit))
+        of(net).close(circuit, 0)
+    assert spoiled in found
+
+
+def test_a_client_that_knows_no_other_hops_takes_the_same_and_never_another_guard(net):
+    first = last_path(net)
+    guard, seen = first.path[0].id, {hops_of(first)}
+    spoil(net, first)
+    second = last_path(net)
+    seen.add(hops_of(second))
+    assert len(seen) == 2
+    spoil(net, second)
+    third = last_path(net)
+    assert hops_of(third) in seen
+    assert third.path[0].id == guard
+
+
+def test_a_failed_cell_that_the_exit_reports_counts_as_well(net):
+    first = last_path(net)
+    last = next(relay for relay in net.relays if relay.circuits(ROLE_LAST))
+    last.columns["circuits"][last.circuits(ROLE_LAST)[0]]["bad_cells"] = 1
+    net.run(0.3)
+    assert first not in of(net).all
+    assert avoided.Avoided(net.clients[0].columns).sets(net.now)[0] == {hops_of(first)}
+
+
+def test_what_else_ends_a_circuit_says_nothing_about_its_hops(net):
+    first = last_path(net)
+    net.clients[0].desk.end_row(first.row, DestroyReason.EXPIRED)
+    assert avoided.Avoided(net.clients[0].columns).sets(net.now) == [frozenset()]
+
+
+def test_more_spoiled_paths_than_are_remembered(net):
+    memory = avoided.Avoided(net.clients[0].columns)
+    paths = [[bytes([i]) * 32, bytes([i + 1]) * 32] for i in range(avoided.SPOILED_PATHS + 3)]
+    for i, path in enumerate(paths):
+        memory.spoiled(path, SECOND + i)
+    assert memory.sets(SECOND)[0] == {frozenset(path) for path in paths[3:]}
+    memory.late(paths[0], SECOND)
+    assert memory.sets(SECOND)[0] == {frozenset(path) for path in [paths[0], *paths[3:]]}
+    assert memory.sets(SECOND + avoided.LATE_FOR)[0] == {frozenset(path) for path in paths[3:]}
+    assert memory.sets(SECOND + avoided.SPOILED_FOR + SECOND) == [frozenset()]
 
 
 def test_builds_that_stand_in_for_late_ones_are_few(net):

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from nyx.columns import Columns, allocate
 from nyx.crypto.scratch import new_scratch
 from nyx.kernel import PLAIN, kernel
-from nyx.onion.filter import BUCKET, FILTER, GENERATION_NS, filter_columns, filter_fetch, filter_seen, filter_value, start_filter
+from nyx.onion.filter import (
+    BUCKET,
+    FILTER,
+    GENERATION_NS,
+    SMALLEST,
+    filter_columns,
+    filter_fetch,
+    filter_seen,
+    filter_value,
+    start_filter,
+    unused_parts,
+)
 from tests.reference.primitives import siphash
 
 SECOND = 1_000_000_000
@@ -22,7 +33,7 @@ def ask(state: Any, table: Any, circuits: Any, directions: Any, cells: Any, n: i
     for i in range(n):
         circuit, direction = np.int64(circuits[i]), np.int64(directions[i])
         value = filter_value(state, circuit, direction, cells, i * 16, scratch)
-        filter_fetch(table, value)
+        filter_fetch(state, table, value)
         seen[i] = filter_seen(state, table, value, now)
     return 0
 
@@ -104,8 +115,66 @@ def test_a_full_table_turns_early_and_never_passes_a_repeat(seed: int, buckets: 
     remembered = [h for g in generations[-2:] for h in g]
     assert table.seen(remembered, 1) == [1] * len(remembered)
     assert table.state["early"] == table.state["turns"] == len(generations) - 1
+    assert table.state["buckets"].tolist() == [buckets] * 2, "there is room for no more"
     if count > 2 * buckets * BUCKET:
         assert table.state["early"] >= 1
+
+
+def test_a_generation_is_sized_for_the_rate_of_the_one_before(rng: random.Random) -> None:
+    table = Filter(1 << 17, rng)
+    sizes = table.state["buckets"].tolist
+    assert sizes() == [SMALLEST, SMALLEST]
+    if PLAIN:
+        table.state["count"], table.state["turned"] = 150_000, 1
+    else:
+        table.seen(heads_of(60_000, rng), 1)
+        table.state["count"] += 90_000
+    kept = heads_of(100, rng)
+    table.seen(kept, GENERATION_NS)
+    last = heads_of(100, rng)
+    table.seen(last, 1 + GENERATION_NS)
+    assert table.state["turns"] == 1
+    assert sizes() == [SMALLEST, 4 * SMALLEST], "150,000 cells and half as many again need 60,000 buckets"
+    assert table.seen(kept + last, 2 + GENERATION_NS) == [1] * 200, "each generation is read by its own size"
+    table.seen(heads_of(1, rng), 3 * GENERATION_NS)
+    assert sizes() == [SMALLEST, 4 * SMALLEST], "an idle relay's generations are small again"
+    table.seen(heads_of(1, rng), 5 * GENERATION_NS)
+    assert sizes() == [SMALLEST, SMALLEST]
+
+
+def test_an_early_turn_makes_the_next_generation_larger(rng: random.Random) -> None:
+    buckets = 64 if PLAIN else SMALLEST
+    table = Filter(8 * buckets, rng)
+    table.state["buckets"] = buckets
+    table.state["most"] = 8 * buckets
+    heads = heads_of(buckets * BUCKET, rng)
+    for at in range(0, len(heads), 100):
+        table.seen(heads[at : at + 100], 1 + at * GENERATION_NS // len(heads) // 10)
+    assert table.state["early"] == table.state["turns"] == 1
+    assert int(table.state["buckets"][1]) >= 2 * buckets
+    assert table.seen(heads, GENERATION_NS // 2) == [1] * len(heads)
+
+
+def test_what_no_generation_reads_is_told(rng: random.Random) -> None:
+    table = Filter(4 * SMALLEST, rng)
+    entries = table.columns["filter_table"]
+    entries[:] = 1
+    parts = unused_parts(table.columns)
+    assert [len(part) for part in parts] == [3 * SMALLEST * BUCKET] * 2
+    for part in parts:
+        part[:] = 0
+    table.state["buckets"] = 4 * SMALLEST
+    assert not any(len(part) for part in unused_parts(table.columns))
+    assert int(entries.sum()) == 2 * SMALLEST * BUCKET
+
+
+def test_less_room_than_there_is(rng: random.Random) -> None:
+    columns = allocate(filter_columns(1024))
+    start_filter(columns, rng.randbytes, most=700)
+    assert columns["filter"][0]["most"] == 512
+    assert columns["filter"][0]["buckets"].tolist() == [512, 512]
+    start_filter(columns, rng.randbytes)
+    assert columns["filter"][0]["most"] == 1024
 
 
 def test_entries_are_the_documented_hash(rng: random.Random) -> None:

@@ -144,3 +144,32 @@ def test_a_network_that_cannot_serve_is_given_up_in_bounded_time():
     members = [Member(f"10.{i % 4}.{i}.1", exit=i == 0) for i in range(120)]
     with pytest.raises(NoPathError):
         select_path(network(*members), 7, entropy())
+
+
+@settings(max_examples=40)
+@given(MEMBERS, st.integers(1, 4), st.integers(0, 2**32))
+def test_avoided_sets_are_never_chosen_and_all_others_can_be(members, hops, seed):
+    """Every set that a path can be is found by avoiding those found before; then there is none."""
+    snapshot = network(*members)
+    avoid: set[frozenset[bytes]] = set()
+    while len(avoid) < 20:
+        try:
+            found = frozenset(node.id for node in select_path(snapshot, hops, entropy(seed), avoid=avoid))
+        except NoPathError:
+            break
+        assert found not in avoid
+        avoid.add(found)
+    if len(avoid) < 20:
+        assert all(
+            frozenset(node.id for node in select_path(snapshot, hops, entropy(other))) in avoid for other in range(5) if avoid
+        )
+
+
+def test_an_avoided_set_is_avoided_in_any_order_and_takes_no_other_with_it():
+    snapshot = network(*spread(4))
+    guard = snapshot.nodes[0].id
+    every = {frozenset(n.id for n in select_path(snapshot, 3, entropy(seed), guard)) for seed in range(200)}
+    assert len(every) > 1
+    for avoided in every:
+        left = {frozenset(n.id for n in select_path(snapshot, 3, entropy(s), guard, avoid=[avoided])) for s in range(200)}
+        assert left == every - {avoided}
