@@ -29,7 +29,7 @@ from nyx.wire.geometry import (
 from shards import messages
 from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells, wrap_cells
 from shards.kernels.route import count_codes, find_sessions, sort_packets
-from shards.kernels.strangers import STRANGER
+from shards.kernels.strangers import INITIATION, STRANGER
 from shards.outbox import Outbox
 from shards.pool import Pool
 from shards.ring import KIND_SHIFT, SLOT_MASK, Rings
@@ -38,7 +38,7 @@ from shards.tables import Table
 from shards.udp import BATCH, Udp
 
 Words = NDArray[np.int64]
-Sift = Callable[[NDArray[np.uint8], Words, Words, int, Words, Words], int]  # pool, slots, rows, n, done, drops: how many
+Sift = Callable[[Words, Words, int, Words, bool, int], int]  # slots, rows, n, done, fresh, now: how many dropped
 
 
 class Control(NamedTuple):
@@ -52,13 +52,14 @@ class Control(NamedTuple):
 
 
 class Stranger(NamedTuple):
-    """A packet whose CID names no session: its 1280 bytes and the raw address it came from."""
+    """A packet whose CID names no session: its 1280 bytes, the raw address it came from, whether it passed as an initiation."""
 
     packet: bytes
     source: bytes
+    initiation: bool
 
 
-def _no_sift(_pool: Any, _slots: Any, _rows: Any, _n: int, _done: Any, _drops: Any) -> int:
+def _no_sift(_slots: Any, _rows: Any, _n: int, _done: Any, _fresh: bool, _now: int) -> int:
     return 0
 
 
@@ -154,18 +155,19 @@ class Batch:
             return 0
         known = find_sessions(pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
         if known < n:
-            self._sift(n)
+            self._sift(n, now)
         if known:
             windows = self._columns["session_windows"]
             open_packets(pool.packets, self._slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
             self._sort(n, now)
         return n
 
-    def _sift(self, n: int) -> None:
-        """Drop the strangers' packets that are nothing for us."""
-        dropped = self.sift(self._pool.packets, self._slots, self._rows, n, self._done, self.drops)
+    def _sift(self, n: int, now: int) -> None:
+        """Drop the strangers' packets that are nothing for us; what other workers received has no address to answer to."""
+        dropped = self.sift(self._slots, self._rows, n, self._done, self._slots is self.udp.slots, now)
         self._pool.give(self._done[:dropped])
-        self._strange = int((self._rows[:n] == STRANGER).sum())
+        rows = self._rows[:n]
+        self._strange = int(((rows == STRANGER) | (rows == INITIATION)).sum())
 
     def _sort(self, n: int, now: int) -> None:
         pool, slots, counts = self._pool, self._slots, self._counts
@@ -224,11 +226,13 @@ class Batch:
         if self._strange == 0:
             return
         packets, slots = self._pool.packets, self._slots
-        for i in np.flatnonzero(self._rows[: self._n] == STRANGER):
+        rows = self._rows[: self._n]
+        for i in np.flatnonzero((rows == STRANGER) | (rows == INITIATION)):
             at = int(slots[i]) * PACKET_SIZE
             owner = worker_of(packets[at : at + CID_SIZE].tobytes(), self._multiplier, self._rings.workers)
             if owner == self._rings.me and slots is self.udp.slots:
-                found = Stranger(packets[at : at + PACKET_SIZE].tobytes(), self.udp.source(int(i)))
+                initiation = int(rows[i]) == INITIATION
+                found = Stranger(packets[at : at + PACKET_SIZE].tobytes(), self.udp.source(int(i)), initiation)
                 self._pool.give(slots[i : i + 1])
                 yield found
             elif owner == self._rings.me:

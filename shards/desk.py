@@ -167,7 +167,6 @@ class CircuitDesk:
         """After a batch: what strangers have coming until the next one, handshakes and builds in turn."""
         self._budget.renew()
         strangers, hops = self._links.strangers, self.hops
-        strangers.renew()
         if not self.waiting:
             return
         serve(

@@ -242,7 +242,7 @@ class Links:
         link = self._pending.get(stranger.packet[:CID_SIZE])
         try:
             if link is None or link.attempt is None:
-                self.strangers.admit(stranger, now, wall)
+                self.strangers.admit(stranger, now)
             elif stranger.packet[:CID_SIZE] == link.attempt.answer_cid:
                 self._on_answer(link, link.attempt, stranger, now)
             elif (cookie := link.attempt.cookie(stranger.packet)) is not None:

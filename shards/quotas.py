@@ -7,13 +7,14 @@ leaves him the other. A place is the time up to which it is paid for (the generi
 Source: docs/protocol.md, "Responder: order of checks", step 4; ITU-T I.371 (GCRA).
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from nacl.bindings import crypto_shorthash_siphash24
 from numpy.typing import NDArray
 
 from nyx.columns import Column
+from nyx.crypto.sodium import siphash24
+from nyx.kernel import Int, address, called, kernel
 from shards.address import unpack_ip
 
 SECOND: Final = 1_000_000_000
@@ -35,23 +36,43 @@ def source_of(address: bytes) -> bytes:
     return ip[:3] if len(ip) == 4 else ip[:8]
 
 
+@called
+def charge(words: Any, source: Int, size: Int, key: Int, now: Int, scratch: Any) -> Any:
+    """Charge one handshake at `now` (monotonic ns) to the source of so many bytes at this address; 0 when it may have none."""
+    siphash24(address(scratch), source, size, key)
+    word = np.int64(scratch[0])
+    one, other = word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF
+    first, second = one % PLACES, PLACES + other % PLACES
+    paid_first, paid_second = max(np.int64(words[first]), now), max(np.int64(words[second]), now)
+    if min(paid_first, paid_second) + _COST > now + _AHEAD:
+        return 0
+    words[first] = min(paid_first + _COST, now + _AHEAD)
+    words[second] = min(paid_second + _COST, now + _AHEAD)
+    return 1
+
+
+@kernel("i8", "i8[]", "u1[]", "u1[]", "i8", "i8[]")
+def _charge_one(words: Any, source: Any, key: Any, now: Int, scratch: Any) -> Any:
+    """The same for one source."""
+    return charge(words, address(source), source.size, address(key), now, scratch)
+
+
 class Quotas:
     """The buckets of one worker, in memory that outlives it; `key` of 16 secret bytes is the same in each of its lives."""
 
     def __init__(self, words: NDArray[np.int64], key: bytes) -> None:
         self._words = words
-        self._key = key
+        self._key: NDArray[np.uint8] = np.frombuffer(bytearray(key), np.uint8)
+        self._scratch: NDArray[np.int64] = np.zeros(1, np.int64)
 
     def __repr__(self) -> str:
         return "Quotas()"
 
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """All of it, for kernels."""
+        return self._words
+
     def take(self, source: bytes, now: int) -> bool:
         """Whether this source may have one more handshake now (monotonic ns); charges it if so."""
-        word = int.from_bytes(crypto_shorthash_siphash24(source, self._key), "little")
-        places = (word % PLACES, PLACES + (word >> 32) % PLACES)
-        paid = [max(int(self._words[place]), now) for place in places]
-        if min(paid) + _COST > now + _AHEAD:
-            return False
-        for place, until in zip(places, paid, strict=True):
-            self._words[place] = min(until + _COST, now + _AHEAD)
-        return True
+        return bool(_charge_one(self._words, np.frombuffer(bytearray(source), np.uint8), self._key, now, self._scratch))

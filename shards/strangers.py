@@ -3,16 +3,17 @@
 Place on a packet's way: packets whose CID names no session and that nobody here waits for. Cheap before dear, a counter each:
 
     sift (kernel): length, mac1          FORGED_HANDSHAKE, UNKNOWN_CID at a node without keys
-    replay tables                        REPLAYED_HANDSHAKE
-    under load: mac2                     NO_COOKIE, and a cookie (COOKIES_SENT) for as many as a turn gives
-    under load: quota of the source      OVER_QUOTA
-    room for another link                NO_BUFFER
+    challenge (kernel): replay tables    REPLAYED_HANDSHAKE
+        room for another link            NO_BUFFER
+        under load: mac2                 NO_COOKIE, and a cookie (COOKIES_SENT) for as many as a batch gives
+        under load: quota of the source  OVER_QUOTA
     fair queue of the source             OVERFLOW
     budget of public-key operations      the initiation waits
     DH, KEM, seal, fields                as nyx/link/handshake.py says
 
-A worker is loaded from the moment when LOADED initiations wait, or a replay table is full, until CALM seconds have passed in
-which fewer than BUSY initiations with a right mac1 came each second. Source: docs/protocol.md, "Responder: order of checks".
+A worker is loaded from the moment when LOADED initiations wait, a batch brings more than PLACES, or the replay table is full,
+until CALM seconds have passed in which fewer than BUSY initiations with a right mac1 came each second.
+Source: docs/protocol.md, "Responder: order of checks".
 """
 
 from collections.abc import Callable
@@ -23,16 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.crypto.keys import PublicKeys
-from nyx.link.cookie import CookieJar
-from nyx.link.handshake import MAC_SLOT, HandshakeError, LinkSecrets, check_mac1, mac1_keys, respond
-from nyx.link.initiations import ReplayTable, Seen
+from nyx.kernel import address_of
+from nyx.link.cookie import COOKIE_SLOT, cookie_secret, seal_key
+from nyx.link.handshake import MAC_SLOT, HandshakeError, LinkSecrets, mac1_keys, respond
+from nyx.link.initiations import ReplayTable
 from nyx.stats import Counter
 from nyx.wire.codes import Drop
-from shards.address import unpack_ip
+from shards.address import ADDRESS_SIZE
 from shards.batch import Batch, Stranger
 from shards.context import WorkerContext
 from shards.fair import PIECE, RELAY_EXTRA, FairQueue
-from shards.kernels.strangers import MAC_KEY, sift_strangers
+from shards.kernels import challenge as ask
+from shards.kernels.strangers import INITIATION, MAC_KEY, sift_strangers
 from shards.quotas import Quotas, source_of
 from shards.sessions import SessionRows
 from shards.tables import Table, cid_key
@@ -43,7 +46,8 @@ SHARE: Final = 32  # of one source
 LOADED: Final = 32  # waiting initiations that begin the load
 BUSY: Final = 100  # initiations a second that keep it
 CALM: Final = 5  # seconds that end it
-COOKIES: Final = 256  # cookie answers between two batches
+PLACES: Final = 32  # initiations of one batch that go on to wait
+COOKIES: Final = 256  # cookie answers of one batch
 STALE: Final = SECOND  # an initiator waits so long, then sends another: the old one is not worth an answer
 AWAITED: Final = 1024  # CIDs under which answers to our own initiations come
 FLOODED: Final = (
@@ -51,6 +55,7 @@ FLOODED: Final = (
     'see "Floods" in docs/operations.md'
 )
 
+Words = NDArray[np.int64]
 Answered = Callable[[LinkSecrets, bytes, int], None]  # secrets, address, now
 
 
@@ -79,29 +84,77 @@ class Sift:
         """It will not, or has come."""
         self._awaited.drop(cid_key(cid))
 
-    def __call__(
-        self, pool: NDArray[np.uint8], slots: NDArray[np.int64], rows: NDArray[np.int64], n: int,
-        done: NDArray[np.int64], drops: NDArray[np.int64],
-    ) -> int:  # fmt: skip
-        """Drop what is nothing for us; returns how many slots are in `done`."""
+    def __call__(self, pool: NDArray[np.uint8], slots: Words, rows: Words, n: int, done: Words, drops: Words) -> int:
+        """Drop what is nothing for us and mark initiations; returns how many slots are in `done`."""
         table, keys = self._awaited, 3 if self._public else 0
         return int(
             sift_strangers(
-                pool,
-                slots,
-                rows,
-                n,
-                table.keys,
-                table.values,
-                table.multiplier,
-                *self._steering,
-                self._keys,
-                keys,
-                self._digest,
-                done,
-                drops,
+                pool, slots, rows, n, table.keys, table.values, table.multiplier, *self._steering, self._keys, keys, self._digest,
+                done, drops,
             )
-        )
+        )  # fmt: skip
+
+
+class Challenge:
+    """What initiations must show before a public-key operation, asked of a batch in one kernel call; sends the cookies."""
+
+    def __init__(self, context: WorkerContext, batch: Batch, public: PublicKeys) -> None:
+        columns, boot = context.columns, context.boot_secret
+        self._batch = batch
+        self._boot = boot
+        self._entropy = context.entropy
+        self._seen = ReplayTable(columns["handshakes_seen"], context.entropy)
+        self._proven = ReplayTable(columns["handshakes_proven"], context.entropy, self._seen)
+        self._quotas = Quotas(columns["quotas"], boot[8:24])
+        self._slot = -1
+        self._keys: NDArray[np.uint8] = np.zeros(ask.KEYS_SIZE, np.uint8)
+        self._set(ask.QUOTA_KEY, boot[8:24])
+        self._set(ask.SEAL_KEY, seal_key(public))
+        self._state: Words = np.zeros(ask.STATE_WORDS, np.int64)
+        self._replies: Words = np.zeros(COOKIES, np.int64)
+        self._order: Words = np.arange(COOKIES)
+        self._destinations: NDArray[np.uint8] = np.zeros(COOKIES * ADDRESS_SIZE, np.uint8)
+        self._scratch: Words = np.zeros(ask.SCRATCH_WORDS, np.int64)
+
+    def _set(self, at: int, key: bytes) -> None:
+        self._keys[at : at + len(key)] = np.frombuffer(key, np.uint8)
+
+    def at(self, wall: int) -> None:
+        """Take the cookies' secrets of this time, and let replay tables forget what is past."""
+        self._state[ask.NEWEST] = self._seen.turn(wall)
+        self._proven.turn(wall)
+        if wall // COOKIE_SLOT != self._slot:
+            self._slot = wall // COOKIE_SLOT
+            self._set(ask.COOKIE_KEYS, cookie_secret(self._boot, self._slot) + cookie_secret(self._boot, self._slot - 1))
+
+    def __call__(
+        self, slots: Words, rows: Words, n: int, done: Words, dropped: int, now: int, *, loaded: bool, crowded: bool
+    ) -> bool:
+        """Examine them; whether they are a load. `done` has `dropped` slots already, `self.dropped` says how many then."""
+        batch, s = self._batch, self._state
+        self._set(ask.FILL_KEY, self._entropy(32))
+        s[ask.NOW], s[ask.CROWDED], s[ask.LOADED], s[ask.PLACES], s[ask.COOKIES] = now, crowded, loaded, PLACES, COOKIES
+        s[ask.DONE], s[ask.REPLIES] = dropped, 0
+        udp = batch.udp
+        ask.challenge(
+            udp.pool.packets, slots, rows, n, udp.sources, udp.origins, self._seen.words, self._proven.words,
+            self._quotas.words, self._keys, s, self._replies, self._destinations, done, batch.drops, self._scratch,
+        )  # fmt: skip
+        if replies := int(s[ask.REPLIES]):
+            self._reply(replies)
+        return bool(s[ask.LOADED])
+
+    @property
+    def dropped(self) -> int:
+        """Slots in `done` after the last call."""
+        return int(self._state[ask.DONE])
+
+    def _reply(self, n: int) -> None:
+        """Send the cookies; what the socket does not take is lost, and asked for again."""
+        udp = self._batch.udp
+        sent = udp.send_to(self._replies, self._order, n, address_of(self._destinations), ADDRESS_SIZE)
+        self._batch.statistics[Counter.COOKIES_SENT] += sent
+        udp.pool.give(self._replies[:n])
 
 
 @dataclass(slots=True)
@@ -113,10 +166,10 @@ class _Load:
     arrived: int = 0
     calm: int = 0
 
-    def count(self, now: int) -> None:
-        """An initiation with a right mac1 came."""
+    def count(self, arrived: int, now: int) -> None:
+        """Initiations with a right mac1 came."""
         self.tick(now)
-        self.arrived += 1
+        self.arrived += arrived
 
     def begin(self) -> None:
         """Too much waits."""
@@ -151,18 +204,13 @@ class Strangers:
         self._window = window
         self._crowded = crowded
         self._answered = answered
-        columns, boot = context.columns, context.boot_secret
-        self._replays = ReplayTable(columns["handshakes_seen"], context.entropy)
-        self._proven = ReplayTable(columns["handshakes_proven"], context.entropy)
-        self._quotas = Quotas(columns["quotas"], boot[8:24])
         public = context.keys.public if context.keys else None
-        self._jar = CookieJar(public, boot, context.entropy) if public else None
-        secret = int.from_bytes(boot[:8], "big")
-        self.sift = batch.sift = Sift(public, context.multiplier, context.workers, context.index, secret)
+        secret = int.from_bytes(context.boot_secret[:8], "big")
+        self.sift = Sift(public, context.multiplier, context.workers, context.index, secret)
+        self._challenge = Challenge(context, batch, public) if public else None
+        batch.sift = self._examine
         self._queue: FairQueue[bytes, tuple[Stranger, int]] = FairQueue(QUEUE, SHARE)
         self._load = _Load()
-        self._cookies = COOKIES
-        self._statistics: NDArray[np.int64] = batch.statistics
 
     @property
     def waiting(self) -> int:
@@ -181,60 +229,39 @@ class Strangers:
     def on_timer(self, now: int, wall: int) -> None:
         """Every second and more often: keys of mac1, end of a load."""
         self.sift.at(wall)
+        if self._challenge:
+            self._challenge.at(wall)
         self._load.tick(now)
-
-    def renew(self) -> None:
-        """A batch was received: so many cookies may be given until the next."""
-        self._cookies = COOKIES
 
     # ------------------------------------------------------------ admission
 
-    def admit(self, stranger: Stranger, now: int, wall: int) -> None:
-        """Take a packet of a stranger as far as it comes without a public-key operation."""
-        drop = self._check(stranger, now, wall)
+    def _examine(self, slots: Words, rows: Words, n: int, done: Words, fresh: bool, now: int) -> int:
+        """Take the strangers of a batch as far as they come without Python; how many slots are in `done`."""
+        batch = self._batch
+        dropped = self.sift(batch.udp.pool.packets, slots, rows, n, done, batch.drops)
+        if self._challenge is None or not fresh or not (arrived := int((rows[:n] == INITIATION).sum())):
+            return dropped
+        self._load.count(arrived, now)
+        if self._challenge(slots, rows, n, done, dropped, now, loaded=self._load.now, crowded=self._crowded()):
+            self._load.begin()
+        return self._challenge.dropped
+
+    def admit(self, stranger: Stranger, now: int) -> None:
+        """Let a stranger's packet wait for its public-key operations, if it was examined."""
+        drop = self._check(stranger, now)
         if drop is not Drop.OK:
             self._batch.drops[drop] += 1
 
-    def _check(self, stranger: Stranger, now: int, wall: int) -> Drop:
-        packet, keys = stranger.packet, self._context.keys
-        if keys is None:
+    def _check(self, stranger: Stranger, now: int) -> Drop:
+        if self._challenge is None:
             return Drop.UNKNOWN_CID
-        if not check_mac1(packet, keys.public, wall):
+        if not stranger.initiation:
             return Drop.FORGED_HANDSHAKE
-        self._load.count(now)
-        seen = self._replays.meet(packet, wall)
-        if seen is Seen.BEFORE or self._proven.meet(packet, wall, remember=False) is Seen.BEFORE:
-            return Drop.REPLAYED_HANDSHAKE
-        if seen is Seen.FULL:
-            self._load.begin()
-        if self._crowded():
-            return Drop.NO_BUFFER
-        if self._load.now and (drop := self._prove(stranger, now, wall)) is not Drop.OK:
-            return drop
         if not self._queue.put(source_of(stranger.source), (stranger, now)):
             return Drop.OVERFLOW
         if len(self._queue) >= LOADED:
             self._load.begin()
         return Drop.OK
-
-    def _prove(self, stranger: Stranger, now: int, wall: int) -> Drop:
-        """Under load: nothing for whoever has not shown that packets reach his address, and a share for who has."""
-        packet, source = stranger
-        address = source[2:4] + unpack_ip(source)  # port, then address
-        if self._jar is None or not self._jar.proven(packet, address, wall):
-            return self._send_cookie(packet, source, address, wall)
-        if not self._quotas.take(source_of(source), now):
-            return Drop.OVER_QUOTA
-        # A full table lets new ones pass: proven sources that fill it must not shut out all others (docs/protocol.md, 6.6).
-        return Drop.REPLAYED_HANDSHAKE if self._proven.meet(packet, wall) is Seen.BEFORE else Drop.OK
-
-    def _send_cookie(self, packet: bytes, source: bytes, address: bytes, wall: int) -> Drop:
-        if self._jar is None or self._cookies <= 0:
-            return Drop.NO_COOKIE
-        self._cookies -= 1
-        self._batch.udp.send_raw(source, self._jar.answer(packet, address, wall))
-        self._statistics[Counter.COOKIES_SENT] += 1
-        return Drop.NO_COOKIE
 
     # ------------------------------------------------------------ answers
 
@@ -260,7 +287,7 @@ class Strangers:
             self._batch.drops[error.drop] += 1
             return PIECE
         self._batch.udp.send_raw(stranger.source, response.packet)
-        self._statistics[Counter.HANDSHAKES_ANSWERED] += 1
+        self._batch.statistics[Counter.HANDSHAKES_ANSWERED] += 1
         self._answered(response.secrets, stranger.source, now)
         return PIECE + (RELAY_EXTRA if response.secrets.peer else 0)
 

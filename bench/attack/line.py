@@ -33,6 +33,9 @@ class Wire:
         self._node = node
         self.slots = np.zeros(BATCH, np.int64)
         self.receive_buffer = 1 << 20
+        self.pool = node.pool
+        self.origins = np.zeros(BATCH, np.int64)
+        self.sources = np.frombuffer(node.address, np.uint8).copy()
         self._waiting: list[Block] = []
         self._sent: list[Block] = []
 

@@ -18,6 +18,7 @@ from shards.process import package_environment
 
 # Every module with kernels of its own; tests/shards/test_kernels.py compares this list with the tree.
 KERNEL_MODULES: Final = (
+    "nyx.link.initiations",
     "nyx.link.seal",
     "nyx.onion.layer",
     "nyx.onion.work",
@@ -27,12 +28,14 @@ KERNEL_MODULES: Final = (
     "nyx.stream.timers",
     "nyx.stream.transmit",
     "shards.kernels.cells",
+    "shards.kernels.challenge",
     "shards.kernels.route",
     "shards.kernels.slots",
     "shards.kernels.strangers",
     "shards.kernels.tcp",
     "shards.poller",
     "shards.pool",
+    "shards.quotas",
     "shards.ring",
     "shards.tables",
     "shards.udp",

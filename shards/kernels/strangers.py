@@ -19,6 +19,7 @@ from shards.tables import find
 MAC_KEY: Final = 32
 STRANGER: Final = -1  # session row of a packet that Python is to look at
 SIFTED: Final = -2  # of one that has been dropped
+INITIATION: Final = -3  # of one that bears a right mac1, for us
 _FORGED: Final = int(Drop.FORGED_HANDSHAKE)
 _UNKNOWN: Final = int(Drop.UNKNOWN_CID)
 
@@ -32,6 +33,7 @@ def sift_strangers(
 ) -> Any:  # fmt: skip
     """Drop what cannot be an initiation: rows[i] becomes SIFTED, its slot goes to done, drops[code] counts it.
 
+    Of what can, rows[i] becomes INITIATION.
     `mac_keys`: `n_keys` keys of mac1, 32 bytes each; none at a node that answers nobody. What comes under an awaited CID, and
     what belongs to another worker, stays. `digest`: 16 bytes of scratch. Returns how many were dropped.
     """
@@ -52,6 +54,7 @@ def sift_strangers(
                 genuine = True
                 break
         if genuine:
+            rows[i] = INITIATION
             continue
         code = _FORGED if n_keys > 0 else _UNKNOWN
         drops[code] = np.int64(drops[code]) + 1

@@ -4,6 +4,7 @@ Everything is what a worker uses, but the socket, the edge and the clock: `Netwo
 lets time pass. A packet in flight can be seen, dropped, changed and sent again.
 """
 
+import ctypes
 import socket
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from nyx.stats import COUNTERS, statistics_columns
 from nyx.stream.columns import CONNECTION_CLOSED, PROTOCOL_ERROR, stream_columns
 from nyx.stream.engine import Streams
 from nyx.wire.geometry import PACKET_SIZE
-from shards.address import pack
+from shards.address import ADDRESS_SIZE, pack
 from shards.avoided import avoided_columns
 from shards.batch import Batch
 from shards.circuits import CircuitRows
@@ -62,21 +63,22 @@ class Air:
     def __init__(self, address: bytes, pool: Pool, sent: Callable[[Flying], None]) -> None:
         self.address, self.pool, self._sent = address, pool, sent
         self.slots = np.zeros(BATCH, np.int64)
-        self._sources: list[bytes] = []
+        self.origins = np.arange(BATCH)
+        self.sources = np.zeros(BATCH * ADDRESS_SIZE, np.uint8)
         self.waiting: list[Flying] = []
         self.blocked = False
 
     def receive(self) -> int:
         arrived, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
-        self._sources = [flying.source for flying in arrived]
         for k, flying in enumerate(arrived):
+            self.sources[k * ADDRESS_SIZE : (k + 1) * ADDRESS_SIZE] = np.frombuffer(flying.source, np.uint8)
             self.slots[k] = self.pool.take(1)[0]
             at = int(self.slots[k]) * PACKET_SIZE
             self.pool.packets[at : at + PACKET_SIZE] = np.frombuffer(flying.packet, np.uint8)
         return len(arrived)
 
     def source(self, k: int) -> bytes:
-        return self._sources[k]
+        return self.sources[k * ADDRESS_SIZE : (k + 1) * ADDRESS_SIZE].tobytes()
 
     def send(self, slots: Any, rows: Any, n: int, sessions: Any) -> int:
         if self.blocked:
@@ -84,6 +86,13 @@ class Air:
         for k in range(n):
             at = int(slots[k]) * PACKET_SIZE
             self.send_raw(sessions[int(rows[k])]["address"].tobytes(), self.pool.packets[at : at + PACKET_SIZE].tobytes())
+        return n
+
+    def send_to(self, slots: Any, rows: Any, n: int, destinations: int, stride: int) -> int:
+        for k in range(n):
+            at = int(slots[k]) * PACKET_SIZE
+            destination = ctypes.string_at(destinations + int(rows[k]) * stride, ADDRESS_SIZE)
+            self.send_raw(destination, self.pool.packets[at : at + PACKET_SIZE].tobytes())
         return n
 
     def send_raw(self, destination: bytes, packet: bytes) -> bool:
