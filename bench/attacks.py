@@ -9,16 +9,18 @@ happen.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench import hostile
-from bench.attack import cells, probes, replays, sockets, wiped
+from bench.attack import cells, flooded, probes, replays, sockets, wiped
 from bench.attack.peer import ground_of
 from bench.chaos.look import members
 from bench.network import ROOT, command_environment, running_network
@@ -29,6 +31,8 @@ SOCKET_REPLAYS: Final = 1_000_000
 PROBES: Final = 1_000_000
 PACKETS: Final = 10_000_000
 FALSE_DROPS: Final = 1e-6
+KEPT: Final = 0.9  # of a circuit's rate, under a flood
+GROWN: Final = 16 << 10  # KiB of a node, under a flood
 
 
 class Row(NamedTuple):
@@ -143,6 +147,29 @@ def slow(share: float, _seed: int) -> list[Row]:
     return [Row("slow SOCKS sockets", found["slow"]["opened"], f"{left} left, open {worst:.0f} ms", "0, 1000 ms", holds, found)]
 
 
+def floods(share: float, seed: int) -> list[Row]:
+    """Floods at the guard of a running circuit: packets of strangers, and builds that never become whole."""
+    part, full = min(1.0, share), flooded.Plan()
+    plan = flooded.Plan(
+        rate=max(2000, int(full.rate * part)),
+        addresses=max(1000, int(full.addresses * part)),
+        seconds=max(1.0, full.seconds * part),
+        rounds=max(1, round(full.rounds * part)),
+        links=max(5, int(full.links * part)),
+        builds=max(500, int(full.builds * part)),
+    )
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, plan.addresses + 1024), hard))
+    rows = []
+    for found in flooded.run(seed, plan):
+        holds = found.kept >= KEPT and not found.failed and found.p99 <= 1 and found.grown_kib <= GROWN
+        figure = f"{found.kept:.0%} kept, p99 {1000 * found.p99:.0f} ms, +{max(0, found.grown_kib)} KiB"
+        bound = f"{KEPT:.0%}, 1000 ms, {GROWN} KiB"
+        there = found.sent > 0 and sum(found.drops.values()) > 0
+        rows.append(Row(f"flood: {found.kind}", found.sent, figure, bound, there and holds, asdict(found)))
+    return rows
+
+
 def searched(_share: float, _seed: int) -> list[Row]:
     """All memory of a test network, after circuits and links have ended."""
     with tempfile.TemporaryDirectory() as folder, running_network(Path(folder) / "net", "--set", "node.inspect=true") as network:
@@ -160,6 +187,7 @@ ROWS: Final[dict[str, Callable[[float, int], list[Row]]]] = {
     "sockets": repeated_at_sockets,
     "probes": probed,
     "hostile": hostile_packets,
+    "floods": floods,
     "slow": slow,
     "wiped": searched,
 }
@@ -168,7 +196,7 @@ ROWS: Final[dict[str, Callable[[float, int], list[Row]]]] = {
 def show(row: Row) -> None:
     """One line."""
     verdict = "holds" if row.holds else "DOES NOT HOLD"
-    print(f"{row.attack:34} {row.happened:>10} {row.figure:34} {row.bound:14} {verdict}", flush=True)
+    print(f"{row.attack:34} {row.happened:>10} {row.figure:38} {row.bound:22} {verdict}", flush=True)
 
 
 def main() -> int:
@@ -181,7 +209,7 @@ def main() -> int:
     options = parser.parse_args()
     found: list[Row] = []
     if not options.json:
-        print(f"{'attack':34} {'happened':>10} {'figure':34} {'bound':14} verdict")
+        print(f"{'attack':34} {'happened':>10} {'figure':38} {'bound':22} verdict")
     for name in options.only.split(","):
         began = time.monotonic()
         rows = ROWS[name](options.share, options.seed)

@@ -43,17 +43,17 @@ class Honest(threading.Thread):
         super().__init__(daemon=True)
         self.bytes = 0
         self.lost = 0  # streams that ended though nobody ended them
-        self._stop_asked = False
+        self._over = threading.Event()
         self._where = (port, proxy)
 
     def run(self) -> None:
         """Until asked to stop."""
-        while not self._stop_asked:
+        while not self._over.is_set():
             with contextlib.suppress(OSError), connect(*self._where, timeout=20, user="honest") as stream:
                 stream.sendall(struct.pack(">Q", ENDLESS))
-                while not self._stop_asked and (data := stream.recv(BLOCK)):
+                while not self._over.is_set() and (data := stream.recv(BLOCK)):
                     self.bytes += len(data)
-            self.lost += not self._stop_asked
+            self.lost += not self._over.is_set()
 
     def rate(self, seconds: float) -> float:
         """Mbps over so long."""
@@ -63,7 +63,7 @@ class Honest(threading.Thread):
 
     def stop(self) -> None:
         """Let it end."""
-        self._stop_asked = True
+        self._over.set()
         self.join(30)
 
 

@@ -23,6 +23,7 @@ from nyx.wire.geometry import BUILD_SLOTS, CELL_SIZE, INIT_MAC1, MAC_SIZE, PACKE
 Entropy = Callable[[int], bytes]
 Answer = tuple[int, bytes]  # which source, what came
 
+_ASK: Final = 50  # cookies asked for at once
 _SLICE: Final = 0.005  # seconds between two looks at the clock
 
 
@@ -53,6 +54,7 @@ class Sprayer:
 
     def __init__(self, target: tuple[str, int], addresses: Iterable[str]) -> None:
         self._sockets = [_bound(address) for address in addresses]
+        self._ring = cycle(self._sockets)
         self._target = target
         self.sent = 0
         self.refused = 0
@@ -63,11 +65,11 @@ class Sprayer:
             one.close()
 
     def spray(self, packets: Iterator[bytes], rate: int, seconds: float) -> float:
-        """Send at this rate for so long, from one socket after the other; returns the rate that was reached."""
-        began, count, ring = time.monotonic(), 0, cycle(self._sockets)
+        """Send at this rate for so long, from the next socket on, one after the other; returns the rate that was reached."""
+        began, count = time.monotonic(), 0
         while (passed := time.monotonic() - began) < seconds:
             while count < rate * passed:
-                self._send(next(ring), next(packets))
+                self._send(next(self._ring), next(packets))
                 count += 1
             time.sleep(_SLICE)
         return count / (time.monotonic() - began)
@@ -79,29 +81,39 @@ class Sprayer:
         except OSError:
             self.refused += 1
 
-    def fetch_cookies(self, public: PublicKeys, entropy: Entropy, wall: int, wait: float = 1.0) -> dict[int, bytes]:
-        """Ask from every socket once, and take the cookies that come: of a relay under load, by number of the socket."""
-        asked = [forgery(public, entropy, wall) for _ in self._sockets]
-        for one, packet in zip(self._sockets, asked, strict=True):
-            self._send(one, packet)
-        end, found = time.monotonic() + wait, dict[int, bytes]()
-        while time.monotonic() < end and len(found) < len(asked):
-            for number, answer in self.answers():
-                if (cookie := open_cookie(answer, asked[number], public)) is not None:
-                    found[number] = cookie
+    def fetch_cookies(self, public: PublicKeys, entropy: Entropy, wall: int) -> dict[int, bytes]:
+        """Ask from every socket, a few at a time, and take what comes of a relay under load: cookies, by number of the socket."""
+        asked, found = dict[int, bytes](), dict[int, bytes]()
+        for first in range(0, len(self._sockets), _ASK):
+            numbers = range(first, min(first + _ASK, len(self._sockets)))
+            for number in numbers:
+                asked[number] = forgery(public, entropy, wall)
+                self._send(self._sockets[number], asked[number])
             time.sleep(_SLICE)
+            for number, answer in self.answers(numbers):
+                if number in asked and (cookie := open_cookie(answer, asked[number], public)) is not None:
+                    found[number] = cookie
         return found
+
+    def keep(self, numbers: list[int]) -> None:
+        """Go on with these sockets alone."""
+        kept = set(numbers)
+        for number, one in enumerate(self._sockets):
+            if number not in kept:
+                one.close()
+        self._sockets = [self._sockets[number] for number in numbers]
+        self._ring = cycle(self._sockets)
 
     def send_from(self, number: int, packet: bytes) -> None:
         """Send one packet from one socket."""
         self._send(self._sockets[number], packet)
 
-    def answers(self) -> Iterator[Answer]:
-        """Everything that has come so far."""
-        for number, one in enumerate(self._sockets):
+    def answers(self, numbers: Iterable[int]) -> Iterator[Answer]:
+        """What has come so far to these sockets."""
+        for number in numbers:
             while True:
                 try:
-                    yield number, one.recv(2 * PACKET_SIZE)
+                    yield number, self._sockets[number].recv(2 * PACKET_SIZE)
                 except BlockingIOError:
                     break
 
