@@ -52,7 +52,7 @@ class WorkerContext:
     boot_secret: bytes  # 32 random bytes of this boot, the same in every life and worker: keys of filters and tables
     started: int  # Unix seconds of the supervisor's start, by the clock as it is set now
     offload: bool  # whether UDP may use segmentation offload
-    entropy: Entropy
+    entropy: Entropy  # the operating system's; the worker puts a stream of its own in its place
     filters: Filters = NO_FILTERS  # of system calls
     life: int = 0  # 0, then counted up by each restart
     inherited: frozenset[int] = frozenset()  # descriptors that were open before the first life

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Column
 from nyx.config import Config
+from nyx.crypto.entropy import RandomStream
 from nyx.link.channel import control_columns
 from nyx.link.initiations import replay_columns
 from nyx.link.session import session_columns
@@ -106,6 +107,7 @@ class Worker:
 
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
+        self._random = context.entropy = RandomStream(context.entropy)
         columns = context.columns
         begin_life(context)
         repaired = _sweep(context)
@@ -411,6 +413,7 @@ class Worker:
 
     def _look_after(self, now: int, wall: int) -> None:
         """Links, circuits and the state of the worker, every quarter of a second."""
+        self._random.renew()
         if now - self._born > FAULT_AGE:
             self.context.shared["node_workers"]["faults"][self.context.index] = 0
         self.links.on_timer(now, wall)

@@ -18,6 +18,7 @@ from shards.process import package_environment
 
 # Every module with kernels of its own; tests/shards/test_kernels.py compares this list with the tree.
 KERNEL_MODULES: Final = (
+    "nyx.crypto.entropy",
     "nyx.link.initiations",
     "nyx.link.seal",
     "nyx.onion.layer",
