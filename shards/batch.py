@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nyx.columns import Columns
 from nyx.crypto.scratch import new_scratch
-from nyx.link.seal import open_packets
 from nyx.onion.layer import BACKWARD, FORWARD, tweak_bytes
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import (
@@ -27,10 +26,28 @@ from nyx.wire.geometry import (
     PACKET_TYPE,
 )
 from shards import messages
-from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells, wrap_cells
-from shards.kernels.route import count_codes, find_sessions, sort_packets
+from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, wrap_cells
 from shards.kernels.strangers import INITIATION, STRANGER
+from shards.kernels.turn import (
+    ATTEND,
+    COUNT_CONTROL,
+    COUNT_STRANGE,
+    COUNTS,
+    DEADLINE,
+    EPOLL,
+    LEAST,
+    NOW,
+    READY,
+    RECEIVED,
+    RELAYED,
+    SOCKET,
+    TURN_WORDS,
+    TURNS,
+    open_batch,
+    relay_turns,
+)
 from shards.outbox import Outbox
+from shards.poller import Poller
 from shards.pool import Pool
 from shards.ring import KIND_SHIFT, SLOT_MASK, Rings
 from shards.steer import worker_of
@@ -106,7 +123,10 @@ class Batch:
         self._values: Words = np.zeros(BATCH, np.int64)
         self._control: Words = np.zeros(BATCH, np.int64)
         self._done: Words = np.zeros(2 * BATCH, np.int64)
-        self._counts: Words = np.zeros(8, np.int64)
+        self._sifted: Words = np.zeros(BATCH, np.int64)
+        self._counts: Words = np.zeros(COUNTS, np.int64)
+        self.turn: Words = np.zeros(TURN_WORDS, np.int64)
+        self.received = 0
         self._n = self._strange = 0
         self._n_control = 0
         tweaks = tweak_bytes(FORWARD, 0, 0, 0) + tweak_bytes(BACKWARD, 0, 0, 0)
@@ -147,62 +167,67 @@ class Batch:
         return self._open(n, now)
 
     def _open(self, n: int, now: int) -> int:
-        pool, sessions, table = self._pool, self._columns["sessions"], self._sessions
         self._n = n
-        self.ended = self._n_control = self._strange = 0
         self._counts[:] = 0
-        if not n:
-            return 0
-        known = find_sessions(pool.packets, self._slots, n, table.keys, table.values, table.multiplier, sessions, self._rows)
-        if known < n:
-            self._sift(n, now)
-        if known:
-            windows = self._columns["session_windows"]
-            open_packets(pool.packets, self._slots, self._rows, n, sessions, windows, self._codes, now, self.scratch)
-            self._sort(n, now)
+        if n:
+            pool = self._pool
+            open_batch(pool.packets, pool.free, pool.state, self._slots, n, now, *self._tables())
+            self.relayed += int(self._counts[COUNT_OUT])
+        self._take_note(now)
         return n
+
+    def _tables(self) -> tuple[Any, ...]:
+        """What `open_batch` works on, from the lookup of sessions on."""
+        columns, sessions, circuits, out = self._columns, self._sessions, self._circuits, self.outbox
+        return (
+            sessions.keys, sessions.values, sessions.multiplier, columns["sessions"], columns["session_windows"], self._rows,
+            self._codes, circuits.keys, circuits.values, circuits.multiplier, columns["circuits"], columns["layer_keys"],
+            columns["cell_windows"], columns["filter"], columns["filter_table"], self._tweaks, self.scratch, self._cells,
+            self._control, self._places, self._values, out.slots, out.rows, out.queue, self.frames, self.connections,
+            self.sequences, self._done, self._counts, self.drops,
+        )  # fmt: skip
+
+    def _take_note(self, now: int) -> None:
+        """What an opened batch holds for Python."""
+        self.ended = int(self._counts[COUNT_ENDED])
+        self._n_control = int(self._counts[COUNT_CONTROL])
+        self._strange = 0
+        if self._counts[COUNT_STRANGE]:
+            self._sift(self._n, now)
+
+    def relay(self, poller: Poller, deadline: int, attend: int, least: int) -> int:
+        """Wait until `deadline` and pass cells on meanwhile, until `attend` once any came, or until something else is there.
+
+        Returns how many descriptors are ready; `received` packets are opened then, as after `receive`. `least` slots must be
+        free. For a node with one worker: nobody hands anything over meanwhile.
+        """
+        t, pool, udp, out, sessions = self.turn, self._pool, self.udp, self.outbox, self._columns["sessions"]
+        t[EPOLL], t[SOCKET], t[DEADLINE], t[ATTEND], t[LEAST] = poller.fileno(), udp.fileno(), deadline, attend, least
+        before, self._slots = int(t[RELAYED]), udp.slots
+        everything: tuple[Any, ...] = (
+            t, poller.state, poller.raw, poller.fds, poller.events, pool.packets, pool.free, pool.state, udp.receiving,
+            udp.sources, udp.slots, udp.origins, udp.counters, *self._tables(), out.spare_slots, out.spare_rows,
+            out.sealed_slots, out.sealed_rows, udp.sending, *udp.addresses_of(sessions),
+        )  # fmt: skip
+        while poller.failed(relay_turns(*everything)):
+            pass
+        self.relayed += int(t[RELAYED]) - before
+        self.received = self._n = int(t[RECEIVED])
+        if self.received:
+            self._take_note(int(t[NOW]))
+        return int(t[READY])
 
     def _sift(self, n: int, now: int) -> None:
         """Drop the strangers' packets that are nothing for us; what other workers received has no address to answer to."""
-        dropped = self.sift(self._slots, self._rows, n, self._done, self._slots is self.udp.slots, now)
-        self._pool.give(self._done[:dropped])
+        dropped = self.sift(self._slots, self._rows, n, self._sifted, self._slots is self.udp.slots, now)
+        self._pool.give(self._sifted[:dropped])
         rows = self._rows[:n]
         self._strange = int(((rows == STRANGER) | (rows == INITIATION)).sum())
 
-    def _sort(self, n: int, now: int) -> None:
-        pool, slots, counts = self._pool, self._slots, self._counts
-        sort_packets(
-            pool.packets,
-            slots,
-            self._rows,
-            self._codes,
-            n,
-            self._columns["sessions"],
-            self._cells,
-            self._control,
-            self._done,
-            counts,
-        )
-        cells, self._n_control, dropped = int(counts[0]), int(counts[1]), int(counts[2])
-        counts[:] = 0
-        if dropped:
-            count_codes(self._codes, self._rows, n, self.drops)
-            pool.give(self._done[:dropped])
-        if cells:
-            self._process(cells, now)
-
-    def _process(self, cells: int, now: int) -> None:
-        columns, table, out = self._columns, self._circuits, self.outbox
-        process_cells(
-            self._pool.packets, self._slots, self._rows, self._cells, cells, now, columns["sessions"],
-            table.keys, table.values, table.multiplier, columns["circuits"], columns["layer_keys"], columns["cell_windows"],
-            columns["filter"], columns["filter_table"], self._tweaks, self.scratch,
-            self._places, self._values, out.slots, out.rows, out.n,
-            self.frames, self.connections, self.sequences, self._done, self._counts, self.drops,
-        )  # fmt: skip
-        out.n += int(self._counts[COUNT_OUT])
-        self.relayed += int(self._counts[COUNT_OUT])
-        self.ended = int(self._counts[COUNT_ENDED])
+    @property
+    def turns(self) -> int:
+        """Turns that passed in `relay` alone."""
+        return int(self.turn[TURNS])
 
     @property
     def rare(self) -> bool:

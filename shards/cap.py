@@ -102,6 +102,11 @@ class Cap:
         return self._footprint.shared()
 
     @property
+    def due(self) -> int:
+        """When the next look is due, monotonic ns."""
+        return self._due
+
+    @property
     def account(self) -> int:
         """Bytes of the node that count as this worker's: with its keeper and its part of the others."""
         return self.held + self._private + KEEPER + OTHERS // self._context.workers

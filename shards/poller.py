@@ -41,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @kernel("i8", "i8", "i8", "i8[]", "i4[]", "i8[]", "i8[]")
-def _wait(fd: int, timeout: int, scratch: Words, raw: NDArray[np.int32], fds: Words, events: Words) -> int:
+def wait_events(fd: int, timeout: int, scratch: Words, raw: NDArray[np.int32], fds: Words, events: Words) -> int:
     """Fill `fds` and `events`; how many, or -errno. scratch: 1 = wait in milliseconds, seconds, nanoseconds, errno."""
     if scratch[0] == 0:
         scratch[1] = timeout // _SECOND
@@ -71,13 +71,13 @@ class Poller:
         self.unregister = self.epoll.unregister
         self.fds: Words = np.zeros(EVENTS_MAX, np.int64)
         self.events: Words = np.zeros(EVENTS_MAX, np.int64)
-        self._raw = np.zeros(EVENTS_MAX * _EVENT_WORDS, np.int32)
-        self._scratch: Words = np.zeros(4, np.int64)
+        self.raw: NDArray[np.int32] = np.zeros(EVENTS_MAX * _EVENT_WORDS, np.int32)
+        self.state: Words = np.zeros(4, np.int64)
 
     @property
     def precise(self) -> bool:
         """Whether limits are kept to the timer slack, not to the millisecond."""
-        return int(self._scratch[0]) == 0
+        return int(self.state[0]) == 0
 
     def fileno(self) -> int:
         """The epoll descriptor."""
@@ -86,13 +86,17 @@ class Poller:
     def wait(self, timeout: int) -> int:
         """Wait up to `timeout` ns (negative: for ever, 0: not at all); how many are ready. 0 after a signal as well."""
         limit = min(timeout, _LONGEST)
-        n = int(_wait(self.epoll.fileno(), limit, self._scratch, self._raw, self.fds, self.events))
-        if n == -_ENOSYS:
-            self._scratch[0] = 1
-            return self.wait(timeout)
-        if n < 0 and n != -_EINTR:
-            raise OSError(-n, os.strerror(-n))
-        return max(n, 0)
+        n = int(wait_events(self.epoll.fileno(), limit, self.state, self.raw, self.fds, self.events))
+        return self.wait(timeout) if self.failed(n) else max(n, 0)
+
+    def failed(self, result: int) -> bool:
+        """Whether a wait of `wait_events` must be made again, for the kernel is older. Raises OSError when it failed for good."""
+        if result == -_ENOSYS:
+            self.state[0] = 1
+            return True
+        if result < 0 and result != -_EINTR:
+            raise OSError(-result, os.strerror(-result))
+        return False
 
     def close(self) -> None:
         """Let the epoll descriptor go."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nyx.kernel import address, address_of, foreign, inline, kernel
+from nyx.kernel import Int, address, address_of, foreign, inline, kernel
 from nyx.wire.geometry import PACKET_SIZE
 from shards.address import ADDRESS_SIZE
 from shards.marks import fix_marks
@@ -271,7 +271,7 @@ def _refused(s: Any, error: Any, counters: Any) -> Any:
 
 @kernel("i8", "u1[]", "i8[]", "i8[]", "i8", "i8", "i8", "i8[]", "i8[]")
 def send_batch(
-    packets: Bytes, slots: Words, rows: Words, n: int, destinations: int, stride: int, s: Words, counters: Words
+    packets: Bytes, slots: Words, rows: Words, n: Int, destinations: Int, stride: Int, s: Words, counters: Words
 ) -> int:
     """Send slots[:n]; packet k goes to the raw address at destinations + rows[k] * stride. How many the kernel took.
 
@@ -395,10 +395,14 @@ class Udp:
 
         Packets of one session that stand together leave as one message: sort by row before sealing.
         """
+        return self.send_to(slots, rows, n, *self.addresses_of(sessions))
+
+    def addresses_of(self, sessions: NDArray[Any]) -> tuple[int, int]:
+        """Where the first session's raw address lies, and bytes to the next."""
         if self._addresses[0] is not sessions:
             offset = int(sessions.dtype.fields["address"][1])  # type: ignore[index]
             self._addresses = (sessions, address_of(sessions) + offset, sessions.dtype.itemsize)
-        return self.send_to(slots, rows, n, *self._addresses[1:])
+        return self._addresses[1:]
 
     def send_to(self, slots: Words, rows: Words, n: int, destinations: int, stride: int) -> int:
         """The same with raw addresses (28 bytes) that lie `stride` bytes apart in memory from `destinations` on."""

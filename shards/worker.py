@@ -218,9 +218,10 @@ class Worker:
             self.edge.rest()
 
     def turn(self) -> None:
-        """One round of everything that has something to do: a relay's turn ends with its queue, and touches no stream."""
-        ready = self.poller.wait(self._patience())
+        """One round of everything that has something to do; what a relay passes on in compiled code is over when it begins."""
+        ready = self._wait()
         now = time.monotonic_ns()
+        received = self.batch.received
         self._active = False
         if self.settings.due:
             self.settings.take(self)
@@ -229,14 +230,10 @@ class Worker:
             self.settings.work()
             self._active = True
         packets = self._on_ready(ready, now) if ready else False
-        for _ in range(_RECEIVES if packets else 0):
-            if self.pool.free_count < _LOW_POOL:
-                break
-            received = self.batch.receive(now)
-            if received:
-                self._digest(now)
-            if received < BATCH // 4:  # what is left, if anything, ends the next wait at once
-                break
+        if received:
+            self._digest(now)
+        if packets or received >= BATCH // 4:  # of less than that, what is left, if anything, ends the next wait at once
+            self._receive(now, _RECEIVES - bool(received))
         if self.context.workers > 1:
             self._from_others(now)
         if self._active or self.desk.waiting:
@@ -256,6 +253,25 @@ class Worker:
         self._send(now)
         self._housekeeping(now)
         self._turns += 1
+
+    def _wait(self) -> int:
+        """How many descriptors are ready. Meanwhile cells are passed on, unless other workers may hand some over."""
+        patience = self._patience()
+        if self.context.workers > 1:
+            return self.poller.wait(patience)
+        attend = min(self.cap.due, self._next_flush)
+        return self.batch.relay(self.poller, time.monotonic_ns() + patience, attend, _LOW_POOL)
+
+    def _receive(self, now: int, batches: int) -> None:
+        """Receive what waits in the socket, so many batches at most."""
+        for _ in range(batches):
+            if self.pool.free_count < _LOW_POOL:
+                break
+            received = self.batch.receive(now)
+            if received:
+                self._digest(now)
+            if received < BATCH // 4:
+                break
 
     def _woke(self, now: int) -> None:
         """The loop stood still (SIGSTOP): after the packets that waited were read, nobody is blamed for silence in that time."""
@@ -433,7 +449,7 @@ class Worker:
             (Counter.ODD_SIZE, udp[ODD_SIZE]), (Counter.POOL_EMPTY, udp[NO_BUFFER]), (Counter.SEND_FAILED, udp[SEND_FAILED]),
             (Counter.SEND_BLOCKED, udp[SEND_BLOCKED]), (Counter.GSO_REFUSED, udp[GSO_REFUSED]),
             (Counter.HANDED_OVER, batch.handed_over), (Counter.TAKEN_OVER, batch.taken_over),
-            (Counter.RING_FULL, batch.ring_full), (Counter.TURNS, self._turns), (Counter.CELLS_SENT, self._made),
+            (Counter.RING_FULL, batch.ring_full), (Counter.TURNS, self._turns + batch.turns), (Counter.CELLS_SENT, self._made),
             (Counter.CELLS_DELIVERED, self._delivered),
             (Counter.BUSY, time.process_time_ns()), (Counter.CELLS_RELAYED, batch.relayed),
             (Counter.BYTES_IN, edge["bytes_in"]), (Counter.BYTES_OUT, edge["bytes_out"]),

@@ -34,6 +34,7 @@ KERNEL_MODULES: Final = (
     "shards.kernels.slots",
     "shards.kernels.strangers",
     "shards.kernels.tcp",
+    "shards.kernels.turn",
     "shards.poller",
     "shards.pool",
     "shards.quotas",

@@ -13,7 +13,7 @@ from shards.poller import Poller, drain, fine_timers, make_event, signal
 def poller(request: pytest.FixtureRequest) -> Poller:
     made = Poller()
     if not request.param:
-        made._scratch[0] = 1
+        made.state[0] = 1
     return made
 
 
@@ -43,7 +43,7 @@ def test_a_limit_is_kept(poller: Poller) -> None:
     before = time.monotonic_ns()
     assert poller.wait(300_000) == 0
     assert 300_000 <= time.monotonic_ns() - before < 2_000_000_000
-    assert poller.precise == (poller._scratch[0] == 0)
+    assert poller.precise == (poller.state[0] == 0)
     poller.close()
 
 
