@@ -63,6 +63,7 @@ class NodeConfig:
     user: str | None = None  # whom to become when root starts the node
     lock_memory: bool = True
     inspect: bool = False
+    ratchet: int = 30  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,12 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("node.user", USER, "", "user to become when root starts the node; empty: none", "text"),
     Key("node.lock_memory", BOOLEAN, default=True, about="keys never reach swap, or the node does not start"),
     Key("node.inspect", BOOLEAN, default=False, about="let other programs of the same user read this node's memory"),
+    Key(
+        "node.ratchet",
+        integer(1, 3600),
+        30,
+        "seconds an epoch of layer keys lasts, the same in all nodes; not 30: test networks only",
+    ),
     Key("workers.count", COUNT, "auto", 'data-plane processes, 1 to 4, or "auto": one a core'),
     Key("workers.pin", BOOLEAN, default=True, about="pin each worker to its core"),
     Key("proxy.listen", LISTEN, _proxy_default, 'SOCKS5 and HTTP CONNECT, loopback address and port, or "off"', "text"),
@@ -293,7 +300,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("directory.file", PATH, _REQUIRED, "the signed snapshot of the network", "text"),
     Key("directory.signers", SIGNERS, _REQUIRED, "Ed25519 keys that sign snapshots, hexadecimal", "list"),
     Key("directory.threshold", integer(1, 32), 1, "signatures a snapshot needs"),
-    Key("limits.circuits", integer(16, 1 << 20), 2048, "circuits per worker; their keys are locked: 3.6 KiB each"),
+    Key("limits.circuits", integer(16, 1 << 20), 2048, "circuits per worker; their keys are locked: 2 KiB each, and 0.7 MiB"),
     Key("limits.streams", integer(16, 65536), 1024, "streams per worker"),
     Key("limits.connections", integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", integer(1024, 1 << 20), 8192, "packet slots per worker"),

@@ -64,6 +64,7 @@ class Counter(IntEnum):
     STREAMS_EVICTED = 38  # ended because the node's memory was used up
     CIRCUITS_EVICTED = 39  # of others, for the same reason
     FILTER_EARLY = 40  # turns of the replay filter because a generation was full before its time
+    LAYER_MOVES = 41  # layer epochs begun, of each circuit and direction
 
 
 UNITS: Final[dict[str, str]] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Columns
 from nyx.crypto.scratch import new_scratch
-from nyx.onion.layer import BACKWARD, FORWARD, tweak_bytes
+from nyx.stats import Counter
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import (
     CID_SIZE,
@@ -26,7 +26,7 @@ from nyx.wire.geometry import (
     PACKET_TYPE,
 )
 from shards import messages
-from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, wrap_cells
+from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_MOVED, COUNT_OUT, wrap_cells
 from shards.kernels.strangers import INITIATION, STRANGER
 from shards.kernels.turn import (
     ATTEND,
@@ -36,6 +36,7 @@ from shards.kernels.turn import (
     DEADLINE,
     EPOLL,
     LEAST,
+    MOVES,
     NOW,
     READY,
     RECEIVED,
@@ -111,6 +112,7 @@ class Batch:
         self.frames: Words = np.zeros(BATCH, np.int64)
         self.connections: Words = np.zeros(BATCH, np.int64)
         self.sequences: Words = np.zeros(BATCH, np.int64)
+        self.gap = 0  # ms, of the layer ratchet: see `shards.ratchet`
         self.ended = 0
         self.relayed = self.handed_over = self.taken_over = self.ring_full = 0
         self._slots = udp.slots
@@ -129,8 +131,6 @@ class Batch:
         self.received = 0
         self._n = self._strange = 0
         self._n_control = 0
-        tweaks = tweak_bytes(FORWARD, 0, 0, 0) + tweak_bytes(BACKWARD, 0, 0, 0)
-        self._tweaks: NDArray[np.uint8] = np.frombuffer(tweaks, np.uint8).copy()
         self._wrapped: Words = np.zeros(BATCH, np.int64)
 
     # ------------------------------------------------------------ inwards
@@ -173,6 +173,7 @@ class Batch:
             pool = self._pool
             open_batch(pool.packets, pool.free, pool.state, self._slots, n, now, *self._tables())
             self.relayed += int(self._counts[COUNT_OUT])
+            self.statistics[Counter.LAYER_MOVES] += int(self._counts[COUNT_MOVED])
         self._take_note(now)
         return n
 
@@ -181,10 +182,10 @@ class Batch:
         columns, sessions, circuits, out = self._columns, self._sessions, self._circuits, self.outbox
         return (
             sessions.keys, sessions.values, sessions.multiplier, columns["sessions"], columns["session_windows"], self._rows,
-            self._codes, circuits.keys, circuits.values, circuits.multiplier, columns["circuits"], columns["layer_keys"],
-            columns["cell_windows"], columns["filter"], columns["filter_table"], self._tweaks, self.scratch, self._cells,
-            self._control, self._places, self._values, out.slots, out.rows, out.queue, self.frames, self.connections,
-            self.sequences, self._done, self._counts, self.drops,
+            self._codes, circuits.keys, circuits.values, circuits.multiplier, self.gap, columns["circuits"],
+            columns["layer_epochs"], columns["layer_keys"], columns["cell_windows"], columns["filter"], columns["filter_table"],
+            self.scratch, self._cells, self._control, self._places, self._values, out.slots, out.rows, out.queue, self.frames,
+            self.connections, self.sequences, self._done, self._counts, self.drops,
         )  # fmt: skip
 
     def _take_note(self, now: int) -> None:
@@ -203,7 +204,7 @@ class Batch:
         """
         t, pool, udp, out, sessions = self.turn, self._pool, self.udp, self.outbox, self._columns["sessions"]
         t[EPOLL], t[SOCKET], t[DEADLINE], t[ATTEND], t[LEAST] = poller.fileno(), udp.fileno(), deadline, attend, least
-        before, self._slots = int(t[RELAYED]), udp.slots
+        before, moves, self._slots = int(t[RELAYED]), int(t[MOVES]), udp.slots
         everything: tuple[Any, ...] = (
             t, poller.state, poller.raw, poller.fds, poller.events, pool.packets, pool.free, pool.state, udp.receiving,
             udp.sources, udp.slots, udp.origins, udp.counters, *self._tables(), out.spare_slots, out.spare_rows,
@@ -212,6 +213,7 @@ class Batch:
         while poller.failed(relay_turns(*everything)):
             pass
         self.relayed += int(t[RELAYED]) - before
+        self.statistics[Counter.LAYER_MOVES] += int(t[MOVES]) - moves
         self.received = self._n = int(t[RECEIVED])
         if self.received:
             self._take_note(int(t[NOW]))
@@ -282,8 +284,8 @@ class Batch:
         """Put the onion on n opened cells that streams wrote into `slots`, and queue them."""
         columns, out = self._columns, self.outbox
         wrap_cells(
-            self._pool.packets, slots, connections, n, self.circuit_of, columns["circuits"], columns["layer_keys"],
-            self._tweaks, self.scratch, now, self._wrapped,
+            self._pool.packets, slots, connections, n, self.circuit_of, columns["circuits"], columns["layer_epochs"],
+            columns["layer_keys"], self.scratch, now, self._wrapped,
         )  # fmt: skip
         slots, rows = slots[:n], self._wrapped[:n]
         if (lost := rows < 0).any():  # no circuit: they go nowhere

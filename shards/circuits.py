@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.columns import Columns
-from nyx.crypto.forget import forget
 from nyx.crypto.replay import mend_window
 from nyx.errors import InternalError
-from nyx.wire.geometry import LAYER_KEY_MAX, NODE_ID_SIZE
+from nyx.onion.ratchet import HOP_KEYS, MS, begin_chain
+from nyx.wire.geometry import HOPS_MAX, NODE_ID_SIZE
 from shards.footprint import clear
+from shards.kernels.epochs import mend_epochs
 from shards.tables import (
     BACK,
     BUILDING,
     FORTH,
     FREE,
-    KEYS_PER_CIRCUIT,
     LIVE,
     PATH_SIZE,
+    ROLE_CLIENT,
     WINDOW_WORDS,
     Table,
     circuit_entries,
@@ -31,7 +32,7 @@ from shards.tables import (
 )
 
 Entropy = Callable[[int], bytes]
-LayerKeys = tuple[bytes, bytes]  # of one hop: forth, back
+Seeds = tuple[bytes, bytes]  # of the layers of one hop: forth, back
 
 _CHOSEN_BY_RESPONDER: Final = 1 << 31
 _ID_TRIES: Final = 64
@@ -50,7 +51,8 @@ class CircuitRows:
 
     def __init__(self, columns: Columns, table: Table, entropy: Entropy) -> None:
         self.rows: NDArray[Any] = columns["circuits"]
-        self._keys: NDArray[np.uint8] = columns["layer_keys"]
+        self.keys: NDArray[np.uint8] = columns["layer_keys"]
+        self.chains: NDArray[Any] = columns["layer_epochs"]
         self._paths: NDArray[np.uint8] = columns["circuit_paths"]
         self._isolations: NDArray[Any] = columns["circuit_isolations"]
         self._windows: NDArray[np.uint64] = columns["cell_windows"]
@@ -59,6 +61,7 @@ class CircuitRows:
         self._entropy = entropy
         self._reserved: set[int] = set()  # keys of circuit ids that are promised to builds
         self._free = [int(row) for row in np.flatnonzero(self.rows["state"] == FREE)[::-1]]
+        self._free_own = self._own_blocks()
         self.repaired = 0
         self.torn: list[Leg] = []  # sides of what the last life built or wiped when it ended: they must hear that it is over
         for row in np.flatnonzero(self.rows["state"] == BUILDING).tolist():  # a build does not outlive its worker
@@ -67,6 +70,12 @@ class CircuitRows:
             self.repaired += 1
         for row in np.flatnonzero(self.rows["state"] == LIVE).tolist():
             self.repaired += mend_window(self._windows, row * WINDOW_WORDS, int(self.rows[row]["cell_next"]))
+        self.repaired += mend_epochs(self.rows, self.chains, self.keys)
+
+    def _own_blocks(self) -> list[int]:
+        """The first key blocks that own circuits may take and none has."""
+        blocks = range(len(self.rows), len(self.keys) // HOP_KEYS, HOPS_MAX)
+        return sorted(set(blocks).difference((self.rows["keys"] - 1).tolist()), reverse=True)
 
     @property
     def live(self) -> int:
@@ -119,17 +128,18 @@ class CircuitRows:
                 circuit[f"{side}_session"] = leg.session + 1
 
     def install(
-        self, row: int, suite: int, keys: Sequence[LayerKeys], back: Leg | None, forth: Leg | None, connection: int | None = None
+        self, row: int, suite: int, seeds: Sequence[Seeds], back: Leg | None, forth: Leg | None, connection: int | None = None
     ) -> None:
-        """Write keys and legs into a row that `take` gave, and let cells pass. The caller's keys are zeros afterwards."""
+        """Write keys and legs into a row that `take` gave, and let cells pass. The caller's seeds are zeros afterwards."""
         circuit = self.rows[row]
-        for hop, pair in enumerate(keys):
-            for direction, key in zip((FORTH, BACK), pair, strict=True):
-                at = row * KEYS_PER_CIRCUIT + (2 * hop + direction) * LAYER_KEY_MAX
-                self._keys[at : at + len(key)] = np.frombuffer(key, np.uint8)
-                forget(key)
+        block = self._free_own.pop() if int(circuit["role"]) == ROLE_CLIENT else row
+        circuit["keys"] = block + 1
         circuit["suite"] = suite
-        circuit["hops"] = len(keys)
+        circuit["hops"] = len(seeds)
+        for hop, pair in enumerate(seeds):
+            for direction, seed in zip((FORTH, BACK), pair, strict=True):
+                begin_chain(self.keys, block + hop, direction, seed, suite)
+        self.chains["now"][2 * row : 2 * row + 2] = int(circuit["created"]) // MS
         circuit["connection"] = 0 if connection is None else connection + 1
         self.write_legs(row, back, forth)
         circuit["state"] = LIVE
@@ -186,12 +196,20 @@ class CircuitRows:
         circuit["state"] = BUILDING
         if circuit[0]["cell_next"]:
             clear(self._windows[row * WINDOW_WORDS : (row + 1) * WINDOW_WORDS])
-        self._keys[row * KEYS_PER_CIRCUIT : (row + 1) * KEYS_PER_CIRCUIT] = 0
+        self._wipe_keys(row, int(circuit[0]["keys"]) - 1)
         self._paths[row * PATH_SIZE : (row + 1) * PATH_SIZE] = 0
         self._isolations[row : row + 1].view(np.uint8)[:] = 0
         circuit.view(np.uint8)[8:] = 0
         circuit["state"] = FREE
         self._free.append(row)
+
+    def _wipe_keys(self, row: int, block: int) -> None:
+        self.chains[2 * row : 2 * row + 2].view(np.uint8)[:] = 0
+        own = block >= len(self.rows)
+        if block >= 0:
+            self.keys[block * HOP_KEYS : (block + (HOPS_MAX if own else 1)) * HOP_KEYS] = 0
+        if own:
+            self._free_own.append(block)
 
     def on_link(self, link: int) -> list[tuple[int, int]]:
         """Live rows with a leg on this link, each with the side: FORTH when it is the side towards the client."""
@@ -214,6 +232,17 @@ class CircuitRows:
         if sorted(self._free) != np.flatnonzero(free).tolist():
             raise InternalError("the free list of circuits is not the free rows")
         self._table.check_invariants(circuit_entries(self._sessions, self.rows))
-        for column in (self._keys, self._paths, self._isolations.view(np.uint8), self._windows):
+        for column in (self.chains.view(np.uint8), self._paths, self._isolations.view(np.uint8), self._windows):
             if column.reshape(len(self.rows), -1)[free].any():
-                raise InternalError("a free circuit row holds keys, a path, an isolation key or a window")
+                raise InternalError("a free circuit row holds an epoch, a path, an isolation key or a window")
+        self._check_keys()
+
+    def _check_keys(self) -> None:
+        """Raise unless every key belongs to a row, and every free block of own circuits is known."""
+        if sorted(self._free_own, reverse=True) != self._own_blocks():
+            raise InternalError("the free key blocks are not those that no row has")
+        used = np.zeros(len(self.keys) // HOP_KEYS, np.bool_)
+        for block in (self.rows["keys"][self.rows["keys"] > 0] - 1).tolist():
+            used[block : block + (HOPS_MAX if block >= len(self.rows) else 1)] = True
+        if self.keys.reshape(len(used), -1)[~used].any():
+            raise InternalError("layer keys are left that no circuit has")

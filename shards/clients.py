@@ -30,7 +30,7 @@ from shards.circuits import CircuitRows, Leg
 from shards.context import WorkerContext
 from shards.link import Link
 from shards.links import Links
-from shards.tables import LIVE, ROLE_CLIENT
+from shards.tables import LIVE, OWN_MOST, ROLE_CLIENT
 
 SECOND: Final = 1_000_000_000
 HOP_LIMIT: Final = 2 * SECOND  # of a build, for each hop
@@ -38,7 +38,7 @@ TAKES_STREAMS: Final = 600 * SECOND  # age after which a circuit takes no new st
 CLOCK_BLUR: Final = 32  # seconds: records say a time that far ahead at random, lest hops know a client again by its clock
 BUILDS_AT_ONCE: Final = 8
 AGAIN_MOST: Final = 3  # builds of one path that are refused for too little work
-CIRCUITS_MAX: Final = 128  # own circuits of a worker: isolation keys cost one each
+CIRCUITS_MAX: Final = OWN_MOST  # own circuits of a worker: isolation keys cost one each
 LATE: Final = 3 * SECOND // 2  # an answer takes milliseconds; then another build stands in for one that somebody waits for
 STAND_INS: Final = 2  # for each who waits: a network that answers slowly is not met with many times the builds
 BACK_OFF_FIRST: Final = SECOND // 4
@@ -331,9 +331,9 @@ class ClientCircuits:
         if connection is None:
             self._failed(circuit, now, "every stream connection is in use: raise limits.connections")
             return
-        layers = [(hop.forward_key, hop.backward_key) for hop in keys.hops]
+        seeds = [(hop.forward_seed, hop.backward_seed) for hop in keys.hops]
         self._rows.write_path(circuit.row, [node.id for node in circuit.path])
-        self._rows.install(circuit.row, keys.suite, layers, None, circuit.leg, connection)
+        self._rows.install(circuit.row, keys.suite, seeds, None, circuit.leg, connection)
         circuit.connection = connection
         circuit.ready_at = now
         circuit.build = None

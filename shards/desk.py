@@ -27,6 +27,7 @@ from shards.fair import Budget, serve
 from shards.hops import Hops
 from shards.link import Link
 from shards.links import Links
+from shards.ratchet import Ratchet
 from shards.tables import BACK, FORTH, LIVE, ROLE_CLIENT, ROLE_LAST
 
 SECOND: Final = 1_000_000_000
@@ -50,6 +51,10 @@ class CircuitDesk:
         self.rows = rows
         self._streams = streams
         self._statistics: NDArray[np.int64] = batch.statistics
+        self.ratchet = Ratchet(
+            rows, streams, context.config.node.ratchet, context.entropy, batch.scratch, batch.statistics
+        )  # fmt: skip
+        batch.gap = self.ratchet.gap
         self._bad_seen = 0
         self._budget = Budget()
         self.clients: ClientCircuits | None = None
@@ -210,9 +215,12 @@ class CircuitDesk:
         for row in self.rows.idle_since(now - IDLE):
             self.end_row(row, DestroyReason.EXPIRED)
         limit = np.where(rows["suite"] == SUITE_AEGIS128L, KEY_LIMIT_AEGIS, KEY_LIMIT_CHACHA)
-        worn = (rows["state"] == LIVE) & (np.maximum(rows["cells_forth"], rows["cells_back"]) >= limit)
+        since = self.rows.chains["since"].reshape(-1, 2)  # by direction
+        under_key = np.maximum(rows["cells_forth"] - since[:, FORTH], rows["cells_back"] - since[:, BACK])
+        worn = (rows["state"] == LIVE) & (under_key >= limit)
         for row in np.flatnonzero(worn).tolist():
             self.end_row(row, DestroyReason.KEY_LIMIT)
+        self.ratchet.on_timer(now, wall)
         if self.hops:
             self.hops.on_timer(now)
         if self.clients and not self._context.draining:

@@ -30,6 +30,7 @@ import numpy as np
 
 from nyx.columns import Columns
 from nyx.link.session import ADDRESS_SIZE, SESSION_FREE, SESSION_LIVE, wipe_session
+from nyx.onion.ratchet import HOP_KEYS
 from nyx.stats import QUARANTINE_KINDS
 from nyx.stream.columns import DONE, IDS, REFUSALS
 from nyx.stream.columns import FREE as STREAM_FREE
@@ -67,7 +68,7 @@ def broken_rows(columns: Columns) -> list[tuple[str, int]]:
     sessions, circuits, connections, streams = (columns[kind] for kind in QUARANTINE_KINDS)
     ring = len(columns["stream_tx"]) // len(streams)
 
-    def outside(values: Any, low: int, high: int) -> Any:
+    def outside(values: Any, low: int, high: Any) -> Any:
         return (values < low) | (values > high)
 
     wrong = {
@@ -83,6 +84,7 @@ def broken_rows(columns: Columns) -> list[tuple[str, int]]:
             & (
                 outside(circuits["connection"], 0, len(connections))
                 | outside(circuits["hops"], 1, HOPS_MAX)
+                | outside(circuits["keys"], 1, len(columns["layer_keys"]) // HOP_KEYS - circuits["hops"] + 1)
                 | outside(circuits["role"], tables.ROLE_RELAY, tables.ROLE_CLIENT)
             )
         ),
@@ -161,6 +163,8 @@ def _close_circuit(columns: Columns, row: int) -> None:
         if not 0 <= session < len(sessions) or int(sessions[session]["state"]) != SESSION_LIVE:
             circuit[f"{side}_session"] = 0
     connection = int(circuit["connection"]) - 1
+    if not 0 <= int(circuit["keys"]) <= len(columns["layer_keys"]) // HOP_KEYS:
+        circuit["keys"] = 0
     circuit["connection"] = 0
     circuit["state"] = tables.BUILDING
     if 0 <= connection < len(columns["connections"]):

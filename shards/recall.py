@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nyx.onion.filter import BUCKET, start_filter, unused_parts
+from nyx.onion.ratchet import MEMORY_PARTS, PARTS
 from nyx.stats import Counter
 from shards.cap import cap_bytes
 from shards.context import WorkerContext
@@ -39,7 +40,8 @@ class Recall:
         most = cap_bytes(context.config.limits.memory) // context.workers // SHARE // _BOTH
         if most != self._most:
             self._most = most
-            start_filter(context.columns, context.entropy, most)
+            memory = context.config.node.ratchet * 1_000_000_000 // PARTS * MEMORY_PARTS
+            start_filter(context.columns, context.entropy, most, memory)
         early = int(state["early"])
         self._statistics[Counter.FILTER_EARLY] += early - self._early
         self._early = early

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from nyx.columns import Column, Columns
 from nyx.errors import InternalError
 from nyx.kernel import inline, kernel
-from nyx.wire.geometry import HOPS_MAX, LAYER_KEY_MAX, NODE_ID_SIZE, WINDOW_BITS
+from nyx.onion.ratchet import CHAIN, HOP_KEYS
+from nyx.wire.geometry import HOPS_MAX, NODE_ID_SIZE, WINDOW_BITS
 
 # ---------------------------------------------------------------- circuits
 
@@ -36,6 +37,7 @@ CIRCUIT: Final = np.dtype(
         ("role", np.int64),
         ("suite", np.int64),
         ("hops", np.int64),  # layers the row holds: 1, or at the client the number of hops
+        ("keys", np.int64),  # first of as many blocks of "layer_keys", plus one; 0 before there are any
         ("back_session", np.int64),  # row + 1 of the session towards the client
         ("back_id", np.int64),
         ("forth_session", np.int64),  # row + 1 of the session towards the last hop
@@ -56,7 +58,7 @@ CIRCUIT: Final = np.dtype(
 _FIELDS: Any = CIRCUIT.fields
 CELL_NEXT: Final = int(_FIELDS["cell_next"][1])  # offset of the commit word of an end's window
 PATH_SIZE: Final = HOPS_MAX * NODE_ID_SIZE  # bytes: node ids of an own circuit's hops, from the first on
-KEYS_PER_CIRCUIT: Final = HOPS_MAX * 2 * LAYER_KEY_MAX  # bytes; hop h, direction d at (2 h + d) * LAYER_KEY_MAX
+OWN_MOST: Final = 128  # circuits of a worker's own that can have keys: those have up to seven blocks, others one
 WINDOW_WORDS: Final = WINDOW_BITS // 64
 
 
@@ -64,12 +66,17 @@ ISOLATION: Final = np.dtype([("size", np.int64), ("key", np.uint8, (32,))], alig
 
 
 def circuit_columns(circuits: int) -> list[Column]:
-    """Columns of `circuits` rows: the rows, paths and isolation of own circuits, layer keys, sequence windows of ends."""
+    """Columns of `circuits` rows: the rows, paths and isolation of own circuits, layer keys and epochs, sequence windows of ends.
+
+    Layer keys are blocks of a hop each (`nyx.onion.ratchet`): one for each row that is no own circuit, then seven for each own.
+    """
+    blocks = circuits + HOPS_MAX * min(circuits, OWN_MOST)
     return [
         Column("circuits", CIRCUIT, circuits),
         Column("circuit_paths", np.dtype(np.uint8), circuits * PATH_SIZE),
         Column("circuit_isolations", ISOLATION, circuits),
-        Column("layer_keys", np.dtype(np.uint8), circuits * KEYS_PER_CIRCUIT),
+        Column("layer_keys", np.dtype(np.uint8), blocks * HOP_KEYS),
+        Column("layer_epochs", CHAIN, 2 * circuits),  # of row r and direction d: 2 r + d
         Column("cell_windows", np.dtype(np.uint64), circuits * WINDOW_WORDS),
     ]
 

@@ -80,6 +80,7 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.STREAMS_EVICTED: _counted("streams_evicted", "Streams ended because the node's memory was used up."),
     Counter.CIRCUITS_EVICTED: _counted("circuits_evicted", "Circuits of others ended because the node's memory was used up."),
     Counter.FILTER_EARLY: _counted("replay_filter_early", "Times the replay filter forgot before its time because it was full."),
+    Counter.LAYER_MOVES: _counted("layer_moves", "Layer epochs begun, of each circuit and direction."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))

@@ -38,6 +38,7 @@ LABEL_DATA_FORWARD: Final = b"nyx data fwd"
 LABEL_DATA_BACK: Final = b"nyx data back"
 LABEL_CIRCUIT: Final = b"nyx circuit"
 LABEL_LAYER: Final = b"nyx layer"
+LABEL_RATCHET: Final = b"nyx ratchet"
 
 
 def digest(*parts: bytes) -> bytes:
@@ -117,6 +118,11 @@ def layer_key(seed: bytes, suite: int) -> bytes:
     return expand(seed, LABEL_LAYER, LAYER_KEY_SIZES[suite])
 
 
+def next_seed(seed: bytes) -> bytes:
+    """The seed of one direction's next epoch; whoever derives it erases the one before."""
+    return expand(seed, LABEL_RATCHET, SEED_SIZE)
+
+
 class BuildKeys:
     """What prk0 gives: the request's seal and the layers that a build and its answer pass through."""
 
@@ -133,15 +139,14 @@ class BuildKeys:
 
 
 class CircuitKeys:
-    """What prk1 gives: the answer's seal, the circuit's key and the data layers of epoch 0."""
+    """What prk1 gives: the answer's seal, the circuit's key and the seeds of the data layers of epoch 0."""
 
-    __slots__ = ("answer_seal", "backward_key", "ck", "forward_key")
+    __slots__ = ("answer_seal", "backward_seed", "ck", "forward_seed")
 
-    def __init__(self, t1: bytes, prk0: bytes, shared: bytes, suite: int) -> None:
+    def __init__(self, t1: bytes, prk0: bytes, shared: bytes) -> None:
         prk1 = extract(t1, prk0, shared)
-        forward, backward = expand(prk1, LABEL_DATA_FORWARD, SEED_SIZE), expand(prk1, LABEL_DATA_BACK, SEED_SIZE)
         self.answer_seal: Final = expand(prk1, LABEL_ANSWER_SEAL, SEAL_KEY_SIZE)
-        self.forward_key: Final = layer_key(forward, suite)
-        self.backward_key: Final = layer_key(backward, suite)
+        self.forward_seed: Final = expand(prk1, LABEL_DATA_FORWARD, SEED_SIZE)
+        self.backward_seed: Final = expand(prk1, LABEL_DATA_BACK, SEED_SIZE)
         self.ck: Final = expand(prk1, LABEL_CIRCUIT, HASH_SIZE)
-        forget(prk1, forward, backward)
+        forget(prk1)

@@ -26,6 +26,7 @@ AEGIS256_NONCE: Final = 32
 CHACHA_TAG: Final = 16
 CHACHA_KEY: Final = CHACHA_KEY_SIZE
 CHACHA_NONCE: Final = 12
+HMAC_SIZE: Final = 32  # and of its key
 SIPHASH_KEY: Final = 16
 SIPHASH_SIZE: Final = 8
 SIPHASHX_SIZE: Final = 16
@@ -57,6 +58,8 @@ siphashx24: Final = foreign(LIBRARY, "crypto_shorthash_siphashx24", "i4", "i8", 
 """16 bytes of output, input, its length, key"""
 sha256: Final = foreign(LIBRARY, "crypto_hash_sha256", "i4", "i8", "i8", "i8")
 """32 bytes of output, input, its length"""
+hmac_sha256: Final = foreign(LIBRARY, "crypto_auth_hmacsha256", "i4", "i8", "i8", "i8", "i8")
+"""32 bytes of output, input, its length, key of 32 bytes"""
 blake2b: Final = foreign(LIBRARY, "crypto_generichash_blake2b", "i4", *("i8",) * 6)
 """output, its length, input, its length, key, its length"""
 poly1305: Final = foreign(LIBRARY, "crypto_onetimeauth_poly1305", "i4", "i8", "i8", "i8", "i8")

@@ -104,10 +104,10 @@ def _apply(cells: list[bytearray], key: bytes, suite: int, direction: int, kind:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HopLayers:
-    """Data layer keys of one hop, as the client holds them; secret."""
+    """Seeds of the data layers of one hop, as the client holds them; secret."""
 
-    forward_key: bytes
-    backward_key: bytes
+    forward_seed: bytes
+    backward_seed: bytes
     ck: bytes
 
 
@@ -192,14 +192,14 @@ class ClientBuild:
             remove_layer(cell, build_layer, self._suite, FORWARD, KIND_BUILD, record.slot)
         y, sealed = bytes(cell[REPLY_Y:REPLY_SEALED]), bytes(cell[REPLY_SEALED:])
         t1 = schedule.digest(record.t0, record.sealed, y)
-        keys = schedule.CircuitKeys(t1, record.keys.prk0, x25519(record.x, y), self._suite)
+        keys = schedule.CircuitKeys(t1, record.keys.prk0, x25519(record.x, y))
         body = schedule.unseal(keys.answer_seal, y + record.t0, sealed)
         status, *_, effort = _ANSWER.unpack_from(body)
         if body[_ANSWER.size :] != _ANSWER_ZEROS:
             raise RemoteProtocolError(f"the answer of hop {i + 1} of a build breaks a rule")
         if status != STATUS_ACCEPTED:
             raise BuildRefusedError(i, status, effort)
-        return HopLayers(keys.forward_key, keys.backward_key, keys.ck)
+        return HopLayers(keys.forward_seed, keys.backward_seed, keys.ck)
 
 
 def _shuffled(entropy: Entropy) -> list[int]:
@@ -235,8 +235,8 @@ class HopResult:
     next_node_id: bytes | None  # None: this is the last hop
     cells: tuple[bytes, ...]
     suite: int
-    forward_key: bytes
-    backward_key: bytes
+    forward_seed: bytes
+    backward_seed: bytes
     ck: bytes
     status: int
     _answer_key: bytes
@@ -294,14 +294,14 @@ class HopBuild:
         y = entropy(X25519_SIZE)
         y_public = x25519_public(y)
         t1 = schedule.digest(opened.t0, opened.sealed, y_public)
-        keys = schedule.CircuitKeys(t1, opened.keys.prk0, x25519(y, opened.x), opened.suite)
+        keys = schedule.CircuitKeys(t1, opened.keys.prk0, x25519(y, opened.x))
         body = _ANSWER.pack(status, boot_epoch, 0, 0, effort) + _ANSWER_ZEROS
         out = [bytearray(cell) for cell in cells]
         out[opened.slot][:] = y_public + schedule.seal(keys.answer_seal, y_public + opened.t0, body)
         build_layer, answer_layer = opened.keys.layers(opened.suite)
         _apply(out, build_layer, opened.suite, FORWARD, KIND_BUILD)
         passed = tuple(bytes(cell) for cell in out)
-        return HopResult(opened.next, passed, opened.suite, keys.forward_key, keys.backward_key, keys.ck, status, answer_layer)
+        return HopResult(opened.next, passed, opened.suite, keys.forward_seed, keys.backward_seed, keys.ck, status, answer_layer)
 
 
 def offered_work(cells: Sequence[bytes], public: PublicKeys, epochs: Iterable[int]) -> tuple[bytes, int]:

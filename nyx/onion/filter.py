@@ -7,7 +7,7 @@ repeating its cells. The ends of a circuit use the exact window instead (`nyx.on
 SipHash-2-4 under a secret key over (circuit id, direction, the cell's first 16 bytes as received) gives 64 bits: the low 32
 are the fingerprint (0 becomes 1; 0 is an empty place), the high 32 choose the bucket. A generation is a cuckoo table: buckets
 of 4 fingerprints, the second bucket of a fingerprint is the first XOR a hash of the fingerprint, so that an entry can move
-without its cell. Two generations: lookups read both, new entries go to the current one. They turn every 30 s, and early when
+without its cell. Two generations: lookups read both, new entries go to the current one. They turn every 50 s, and early when
 an entry finds no place after KICKS moves: what is left over is kept beside the table, so a full table shortens the
 memory and never passes a repeated cell silently. A cell is remembered for at least one generation. False drops: at most 16
 comparisons of 32 bits, 2^-28, and 2^-29 while the older generation is at rest.
@@ -31,7 +31,7 @@ from nyx.crypto.sodium import SIPHASH_KEY, SIPHASH_SIZE, memzero, siphash24
 from nyx.kernel import Int, address, inline, load_word, prefetch, store_word, swap_word
 from nyx.wire.geometry import CELL_LEFT_SIZE, CIRCUIT_ID_SIZE
 
-GENERATION_NS: Final = 30_000_000_000
+GENERATION_NS: Final = 50_000_000_000  # longer than any layer epoch opens (docs/protocol.md, "Layer epochs")
 BUCKET: Final = 4  # fingerprints in a bucket: 95 % of the places fill before an insertion fails
 KICKS: Final = 256  # moves before a table counts as full
 SMALLEST: Final = 1 << 14  # buckets of a generation on an idle relay: 62,000 cells, 256 KiB
@@ -43,6 +43,7 @@ FILTER: Final = np.dtype(
         ("turned", "i8"),  # monotonic ns of the last turn; 0 before the first cell
         ("current", "i8"),  # generation that takes new entries, 0 or 1
         ("buckets", "i8", (2,)),  # of each generation, a power of two
+        ("lasts", "i8"),  # ns of a generation
         ("most", "i8"),  # buckets that a generation may have at most
         ("left_over", "i8"),  # what found no place in the older one: its bucket << 32 | fingerprint; 0 for nothing
         ("count", "i8"),  # entries in it
@@ -73,13 +74,14 @@ def filter_columns(buckets: int) -> list[Column]:
     return [Column("filter", FILTER, 1), Column("filter_table", np.dtype("u4"), 2 * buckets * BUCKET)]
 
 
-def start_filter(columns: Columns, entropy: Callable[[int], bytes], most: int = LARGEST) -> None:
+def start_filter(columns: Columns, entropy: Callable[[int], bytes], most: int = LARGEST, lasts: int = GENERATION_NS) -> None:
     """Draw the filter's key and make its first generation, if it has none yet; a worker that starts on a living table keeps it.
 
-    `most`: buckets that a generation may have from now on, where the columns have room for more.
+    `most`: buckets that a generation may have from now on, where the columns have room for more; `lasts`: its ns.
     """
     state = columns["filter"][0]
     room = len(columns["filter_table"]) // (2 * BUCKET)
+    state["lasts"] = lasts
     state["most"] = min(room, 1 << max(most, 2).bit_length() - 1)
     if not state["key"].any():
         state["buckets"] = min(SMALLEST, int(state["most"]))
@@ -144,7 +146,7 @@ def _size(state: State, now: Int, early: Int) -> Int:
     """Buckets of the next generation, from the rate of the one that ends; after an early turn twice as many as it had."""
     most = np.int64(state[0]["most"])
     lasted = max(now - np.int64(state[0]["turned"]), np.int64(1))
-    expected = min(np.int64(state[0]["count"]) * GENERATION_NS // lasted, most * BUCKET)
+    expected = min(np.int64(state[0]["count"]) * np.int64(state[0]["lasts"]) // lasted, most * BUCKET)
     wanted = expected * 2 // 5  # half as many again, 3.75 to a bucket
     if early != 0:
         wanted = max(wanted, 2 * np.int64(state[0]["buckets"][np.int64(state[0]["current"])]))
@@ -233,7 +235,7 @@ def filter_seen(state: State, table: Table, value: Int, now: Int) -> Int:
     start = np.int64(state[0]["current"]) * half
     if np.int64(state[0]["turned"]) == 0:
         state[0]["turned"] = now
-    elif now - np.int64(state[0]["turned"]) >= GENERATION_NS:
+    elif now - np.int64(state[0]["turned"]) >= np.int64(state[0]["lasts"]):
         start = _turn(state, table, now, 0)
     if (
         _found(table, 0, np.int64(state[0]["buckets"][0]), value, fingerprint)

@@ -36,6 +36,7 @@ class Drop(IntEnum):
     NO_COOKIE = 22  # an initiation that does not prove its address, under load: a cookie went there, or nothing
     OVER_QUOTA = 23  # its source has had its share of handshakes, under load
     NO_WORK = 24  # a build without the proof of work that is asked now, and no time to say so
+    OLD_EPOCH = 25  # a cell of a layer epoch whose keys are gone
 
 
 DROP_LABELS: Final[tuple[str, ...]] = tuple(reason.name.lower() for reason in Drop)

@@ -30,6 +30,7 @@ KERNEL_MODULES: Final = (
     "nyx.stream.transmit",
     "shards.kernels.cells",
     "shards.kernels.challenge",
+    "shards.kernels.epochs",
     "shards.kernels.route",
     "shards.kernels.slots",
     "shards.kernels.strangers",

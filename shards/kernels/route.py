@@ -11,13 +11,14 @@ from nyx.kernel import Int, kernel
 from nyx.link.session import SESSION
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import PACKET_CIRCUIT, PACKET_SIZE, PACKET_TYPE
-from nyx.wire.packet import read_u32, read_u64
+from nyx.wire.packet import PARITY_BIT, read_u32, read_u64
 from shards.tables import find
 
 _OK: Final = int(Drop.OK)
 _BAD_HEADER: Final = int(Drop.BAD_HEADER)
 _NOT_READY: Final = int(Drop.NOT_READY)
-_CELL: Final = 0x00  # header byte of a data cell of this version: type 0, parity 0, kind 0, slot 0
+_CELL: Final = 0x00  # header byte of a data cell without its parity: type 0, kind 0, slot 0
+_PARITY: Final = PARITY_BIT
 
 
 @kernel("i8", "u1[]", "i8[]", "i8", "i8[]", "i8[]", "i8", SESSION, "i8[]")
@@ -61,11 +62,12 @@ def sort_packets(
             kind = np.int64(pool[at + PACKET_TYPE])
             named = read_u32(pool, at + PACKET_CIRCUIT) != 0
             link_frames = kind & 0xC0 == 0x40
-            if link_frames == named or kind & 0x80 != 0 or kind & 0x20 != 0:
+            data = kind & ~np.int64(_PARITY) == _CELL
+            if link_frames == named or kind & 0x80 != 0 or (kind & _PARITY != 0 and not data):
                 codes[i] = _BAD_HEADER
             elif not link_frames and np.int64(sessions[row]["rekey_in"]) == 0:
                 codes[i] = _NOT_READY
-            elif kind == _CELL:
+            elif data:
                 cells[n_cells] = i
                 n_cells += 1
                 continue

@@ -14,8 +14,9 @@ from nyx.kernel import Int, address, foreign, inline, kernel
 from nyx.link.seal import open_packets, seal_packets
 from nyx.link.session import SESSION
 from nyx.onion.filter import FILTER
+from nyx.onion.ratchet import CHAIN
 from nyx.wire.geometry import CID_SIZE, PACKET_SIZE
-from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_OUT, process_cells
+from shards.kernels.cells import COUNT_DONE, COUNT_ENDED, COUNT_MOVED, COUNT_OUT, process_cells
 from shards.kernels.route import count_codes, find_sessions, group_by_session, sort_packets
 from shards.poller import wait_events
 from shards.pool import give_slot
@@ -23,9 +24,9 @@ from shards.tables import CIRCUIT
 from shards.udp import receive_batch, send_batch
 
 # counts[] of open_batch, behind those of process_cells
-COUNT_CONTROL: Final = 3
-COUNT_STRANGE: Final = 4
-COUNTS: Final = 5
+COUNT_CONTROL: Final = 4
+COUNT_STRANGE: Final = 5
+COUNTS: Final = 6
 
 # Words of the queue towards the socket.
 QUEUED: Final = 0  # packets that wait for their seal
@@ -44,7 +45,8 @@ NOW: Final = 7  # ns, when the last wait ended
 RELAYED: Final = 8  # cells passed on
 TURNS: Final = 9  # of those that Python saw nothing of
 _CLOCK: Final = 10  # struct timespec
-TURN_WORDS: Final = 12
+MOVES: Final = 12  # layer epochs that began
+TURN_WORDS: Final = 13
 
 _EPOLLIN: Final = 1
 _MONOTONIC: Final = 1
@@ -55,14 +57,14 @@ _clock_gettime = foreign(None, "clock_gettime", "i4", "i4", "i8")
 @kernel(
     "i8", "u1[]", "i8[]", "i8[]", "i8[]", "i8", "i8",
     "i8[]", "i8[]", "i8", SESSION, "u8[]", "i8[]", "i8[]",
-    "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]", "u1[]", "u1[]",
+    "i8[]", "i8[]", "i8", "i8", CIRCUIT, CHAIN, "u1[]", "u8[]", FILTER, "u4[]", "u1[]",
     "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
 )  # fmt: skip
 def open_batch(
     packets: Any, free: Any, pool_state: Any, slots: Any, n: Int, now: Int,
     cids: Any, cid_rows: Any, cid_multiplier: Int, sessions: Any, windows: Any, rows: Any, codes: Any,
-    ids: Any, id_rows: Any, id_multiplier: Int, circuits: Any, keys: Any, cell_windows: Any, filter_state: Any, filter_table: Any,
-    tweaks: Any, scratch: Any,
+    ids: Any, id_rows: Any, id_multiplier: Int, gap: Int, circuits: Any, chains: Any, keys: Any, cell_windows: Any,
+    filter_state: Any, filter_table: Any, scratch: Any,
     cells: Any, control: Any, places: Any, values: Any, out_slots: Any, out_rows: Any, queue: Any,
     frames: Any, connections: Any, sequences: Any, done: Any, counts: Any, drops: Any,
 ) -> int:  # fmt: skip
@@ -81,8 +83,8 @@ def open_batch(
         counts[0], counts[1], counts[2] = 0, 0, 0
         if n_cells > 0:
             process_cells(
-                packets, slots, rows, cells, n_cells, now, sessions, ids, id_rows, id_multiplier, circuits, keys, cell_windows,
-                filter_state, filter_table, tweaks, scratch, places, values, out_slots, out_rows, np.int64(queue[QUEUED]),
+                packets, slots, rows, cells, n_cells, now, gap, sessions, ids, id_rows, id_multiplier, circuits, chains, keys,
+                cell_windows, filter_state, filter_table, scratch, places, values, out_slots, out_rows, np.int64(queue[QUEUED]),
                 frames, connections, sequences, done, counts, drops,
             )  # fmt: skip
             queue[QUEUED] += counts[COUNT_OUT]
@@ -158,7 +160,7 @@ def _now(t: Any) -> Any:
     "i8", "i8[]", "i8[]", "i4[]", "i8[]", "i8[]",
     "u1[]", "i8[]", "i8[]", "i8[]", "u1[]", "i8[]", "i8[]", "i8[]",
     "i8[]", "i8[]", "i8", SESSION, "u8[]", "i8[]", "i8[]",
-    "i8[]", "i8[]", "i8", CIRCUIT, "u1[]", "u8[]", FILTER, "u4[]", "u1[]", "u1[]",
+    "i8[]", "i8[]", "i8", "i8", CIRCUIT, CHAIN, "u1[]", "u8[]", FILTER, "u4[]", "u1[]",
     "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8[]",
     "i8[]", "i8[]", "i8[]", "i8[]", "i8[]", "i8", "i8",
 )  # fmt: skip
@@ -166,8 +168,8 @@ def relay_turns(
     t: Any, wait_state: Any, raw: Any, fds: Any, events: Any,
     packets: Any, free: Any, pool_state: Any, receiving: Any, sources: Any, slots: Any, origins: Any, udp_counters: Any,
     cids: Any, cid_rows: Any, cid_multiplier: Int, sessions: Any, windows: Any, rows: Any, codes: Any,
-    ids: Any, id_rows: Any, id_multiplier: Int, circuits: Any, keys: Any, cell_windows: Any, filter_state: Any, filter_table: Any,
-    tweaks: Any, scratch: Any,
+    ids: Any, id_rows: Any, id_multiplier: Int, gap: Int, circuits: Any, chains: Any, keys: Any, cell_windows: Any,
+    filter_state: Any, filter_table: Any, scratch: Any,
     cells: Any, control: Any, places: Any, values: Any, out_slots: Any, out_rows: Any, queue: Any,
     frames: Any, connections: Any, sequences: Any, done: Any, counts: Any, drops: Any,
     spare_slots: Any, spare_rows: Any, sealed_slots: Any, sealed_rows: Any, sending: Any, destinations: Int, stride: Int,
@@ -193,10 +195,11 @@ def relay_turns(
             return np.int64(0)
         open_batch(
             packets, free, pool_state, slots, n, now, cids, cid_rows, cid_multiplier, sessions, windows, rows, codes,
-            ids, id_rows, id_multiplier, circuits, keys, cell_windows, filter_state, filter_table, tweaks, scratch,
+            ids, id_rows, id_multiplier, gap, circuits, chains, keys, cell_windows, filter_state, filter_table, scratch,
             cells, control, places, values, out_slots, out_rows, queue, frames, connections, sequences, done, counts, drops,
         )  # fmt: skip
         t[RELAYED] += counts[COUNT_OUT]
+        t[MOVES] += counts[COUNT_MOVED]
         if counts[COUNT_ENDED] > 0 or counts[COUNT_CONTROL] > 0 or counts[COUNT_STRANGE] > 0:
             t[RECEIVED] = n
             return np.int64(0)

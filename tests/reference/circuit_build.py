@@ -42,13 +42,12 @@ def _first_keys(t0, shared, k, suite):
     }
 
 
-def _second_keys(t1, prk0, shared, suite):
+def _second_keys(t1, prk0, shared):
     prk1 = a.extract(t1, prk0 + shared)
-    size = KEY_SIZES[suite]
     return {
         "seal": a.expand(prk1, b"nyx answer seal", 32),
-        "forward": a.expand(a.expand(prk1, b"nyx data fwd", 32), b"nyx layer", size),
-        "back": a.expand(a.expand(prk1, b"nyx data back", 32), b"nyx layer", size),
+        "forward": a.expand(prk1, b"nyx data fwd", 32),
+        "back": a.expand(prk1, b"nyx data back", 32),
         "ck": a.expand(prk1, b"nyx circuit", 32),
     }
 
@@ -86,7 +85,7 @@ def hop_answers(cells, slot, memory, y, answer_body):
     """(cells passed on, data keys): our answer written, then our build layer over all seven."""
     Y = a.dh_public(y)
     t1 = a.sha256(memory["t0"] + memory["sealed"] + Y)
-    keys = _second_keys(t1, memory["prk0"], a.dh(y, memory["X"]), memory["suite"])
+    keys = _second_keys(t1, memory["prk0"], a.dh(y, memory["X"]))
     cells = list(cells)
     cells[slot] = Y + a.seal(keys["seal"], Y + memory["t0"], answer_body)
     return [layer(c, memory["suite"], memory["build"], tweak(0, 1, s, 0)) for s, c in enumerate(cells)], keys
@@ -109,6 +108,6 @@ def client_opens(answers, slots, memories):
         for later in reversed(memories[i:]):
             cell = unlayer(cell, later["suite"], later["build"], tweak(0, 1, slot, 0))
         t1 = a.sha256(memory["t0"] + memory["sealed"] + cell[:32])
-        keys = _second_keys(t1, memory["prk0"], a.dh(memory["x"], cell[:32]), memory["suite"])
+        keys = _second_keys(t1, memory["prk0"], a.dh(memory["x"], cell[:32]))
         found.append((a.unseal(keys["seal"], cell[:32] + memory["t0"], cell[32:]), keys))
     return found, spare

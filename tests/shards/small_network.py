@@ -108,7 +108,9 @@ class SmallNode:
         self.address = pack(host, PORT, socket.AF_INET)
         self.entropy = net.rng.randbytes
         self.path = SimpleNamespace(circuits_ahead=ahead, effort=20, hops=3, allow_loopback=True)
-        self.config = SimpleNamespace(node=SimpleNamespace(role=role), path=self.path, guard_file=net.folder / f"guard-{host}")
+        self.config = SimpleNamespace(
+            node=SimpleNamespace(role=role, ratchet=30), path=self.path, guard_file=net.folder / f"guard-{host}"
+        )
         self.columns = allocate(
             [*session_columns(48), *peer_columns(48), *control_columns(48), *replay_columns(), *quota_columns(),
              *circuit_columns(16), *avoided_columns(), *filter_columns(self.net.buckets), *stream_columns(8, 8, RING)]

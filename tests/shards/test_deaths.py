@@ -22,16 +22,17 @@ from nyx.link.session import SESSION_HELD
 from nyx.stream import columns as c
 from nyx.stream.inspect import check_invariants
 from nyx.wire.codes import Drop
-from shards import batch, circuits, clients, desk, hops, links, outbox, sessions
+from shards import batch, circuits, clients, desk, hops, links, outbox, ratchet, sessions
 from tests.shards.small_network import MS, RING, SECOND, Network, SmallNode
 
-MODULES = (batch, circuits, clients, desk, hops, links, outbox, sessions)
+MODULES = (batch, circuits, clients, desk, hops, links, outbox, ratchet, sessions)
 FILES = [Path(str(module.__file__)) for module in MODULES]
 FILES += [FILES[0].parents[1] / "nyx" / name for name in ("link/channel.py", "link/session.py", "onion/seen.py")]
 KERNELS = {
     "find_sessions", "open_packets", "sort_packets", "process_cells", "wrap_cells", "group_by_session", "seal_packets", "send",
-    "give", "take", "wipe_session", "receive",
+    "give", "take", "wipe_session", "receive", "move_circuits", "forget_epochs", "mend_epochs",
 }  # fmt: skip
+MORE = random.Random(3).randbytes(5_000)
 UP, DOWN = random.Random(1).randbytes(30_000), random.Random(2).randbytes(20_000)
 
 Place = tuple[str, int]
@@ -128,7 +129,7 @@ class Story:
         self.victim.turn = mortal  # type: ignore[method-assign]
 
     def _note(self, node: SmallNode) -> None:
-        for code in (Drop.REPLAYED, Drop.TOO_OLD, Drop.REPEATED_CELL, Drop.BAD_TAG, Drop.BAD_CELL):
+        for code in (Drop.REPLAYED, Drop.TOO_OLD, Drop.REPEATED_CELL, Drop.BAD_TAG, Drop.BAD_CELL, Drop.OLD_EPOCH):
             self.drops[code] += node.drops(code)
 
     def until(self, done: Callable[[], bool], seconds: float, step: int = 5 * MS) -> None:
@@ -165,6 +166,15 @@ class Story:
         arrived = [read(node, row) for node, row in rows]
         return read(self.client, self.row) == DOWN and UP in arrived
 
+    def _lives(self) -> bool:
+        return int(self.client.columns["streams"][self.row]["state"]) == c.OPEN
+
+    def _more(self) -> bool:
+        if not self._lives():  # a link that was lost while it was being made ends with its circuits, later
+            return True
+        rows = [(node, row) for node in self.net.relays for row in np.flatnonzero(node.columns["streams"]["state"]).tolist()]
+        return UP + MORE in [read(node, row) for node, row in rows]
+
     def _gone(self) -> bool:
         nodes = [self.client, *self.net.relays]
         return not any(node.columns["circuits"]["state"].any() or node.columns["streams"]["state"].any() for node in nodes)
@@ -182,7 +192,11 @@ class Story:
     def tell(self) -> None:
         self.until(self._open, 20)
         self.until(self._whole, 5)
-        self.net.run(12, SECOND // 4)  # sessions of the key exchange end
+        self.net.run(36, SECOND // 4)  # sessions of the key exchange end, layer epochs begin and are forgotten
+        if self._lives():
+            write(self.client, self.row, UP + MORE)
+            self.client.streams.moved(np.array([self.row], np.int64), 1)
+            self.until(self._more, 5)
         self._end()
         self.net.run(0.3)
         if not self._gone():  # the word of the end died with the victim: silence ends the rest

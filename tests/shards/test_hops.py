@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nyx.crypto.schedule import layer_key
 from nyx.crypto.suites import SUITE_AEGIS128L, SUITE_CHACHA
 from nyx.errors import RemoteProtocolError
 from nyx.link.channel import CellReceived
@@ -94,9 +95,9 @@ def test_a_build_crosses_three_relays_and_each_keeps_its_own_part(net, suite):
     for relay, hop, role in zip(net.relays, keys.hops, (ROLE_RELAY, ROLE_RELAY, ROLE_LAST), strict=True):
         assert len(relay.circuits(role)) == 1
         held = relay.columns["layer_keys"].tobytes()
-        assert hop.forward_key in held
-        assert hop.backward_key in held
-        others = [k for other in keys.hops if other is not hop for k in (other.forward_key, other.backward_key)]
+        own = [key for seed in (hop.forward_seed, hop.backward_seed) for key in (seed, layer_key(seed, suite))]
+        assert all(key in held for key in own)
+        others = [k for other in keys.hops if other is not hop for k in (other.forward_seed, other.backward_seed)]
         assert not any(key in held for key in others)
         assert relay.desk.hops.pending == 0
     peer.end()

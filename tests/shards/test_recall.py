@@ -19,7 +19,7 @@ BUCKETS = 4 * SMALLEST
 def context(rng):
     layout = filter_columns(BUCKETS)
     memory = mmap.mmap(-1, offsets(layout)[1])
-    config = SimpleNamespace(limits=SimpleNamespace(memory=1024))
+    config = SimpleNamespace(limits=SimpleNamespace(memory=1024), node=SimpleNamespace(ratchet=3))
     return SimpleNamespace(columns=view(layout, memory), config=config, workers=2, entropy=rng.randbytes)
 
 
@@ -31,6 +31,7 @@ def recall(context: Any) -> tuple[Recall, Any, Any]:
 def test_the_filter_gets_an_eighth_of_the_worker_s_part_and_follows_a_reload(context):
     room, state, _ = recall(context)
     assert state["most"] == BUCKETS, "the columns have no more"
+    assert state["lasts"] == 5 * 1_000_000_000, "longer than a layer epoch opens"
     context.config.limits.memory = 16
     room.look()
     assert state["most"] * 32 == (16 << 20) // 2 // 8

@@ -76,7 +76,7 @@ def build_client(data: bytes) -> bool:
     except RemoteProtocolError:
         return False
     assert not choice & 1, "a changed cell passed"
-    assert (found.hops[0].forward_key, found.hops[0].ck) == (keys["forward"], keys["ck"])
+    assert (found.hops[0].forward_seed, found.hops[0].ck) == (keys["forward"], keys["ck"])
     return True
 
 

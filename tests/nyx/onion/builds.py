@@ -52,7 +52,7 @@ def through(build, nodes, rng, change=None, reach=None):
 
 
 def keys_of(holders):
-    return [(holder.forward_key, holder.backward_key, holder.ck) for holder in holders]
+    return [(holder.forward_seed, holder.backward_seed, holder.ck) for holder in holders]
 
 
 def twin_node(keys):

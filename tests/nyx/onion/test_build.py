@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from nyx.columns import allocate
+from nyx.crypto.schedule import layer_key
 from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.errors import RemoteProtocolError
 from nyx.onion import build as module
@@ -32,10 +33,10 @@ def test_keys_agree(rng, suite, hops):
     results, answers = through(build, NODES[:hops], rng)
     circuit = build.finish(answers)
     assert circuit.suite == suite
-    assert [(h.forward_key, h.backward_key, h.ck) for h in circuit.hops] == [
-        (r.forward_key, r.backward_key, r.ck) for r in results
+    assert [(h.forward_seed, h.backward_seed, h.ck) for h in circuit.hops] == [
+        (r.forward_seed, r.backward_seed, r.ck) for r in results
     ]
-    keys = [k for h in circuit.hops for k in (h.forward_key, h.backward_key, h.ck)]
+    keys = [k for h in circuit.hops for k in (h.forward_seed, h.backward_seed, h.ck)]
     assert len(set(keys)) == 3 * hops
     ids = [n.public.node_id for n in NODES[1:hops]]
     assert [r.next_node_id for r in results] == [*ids, None]
@@ -81,7 +82,7 @@ def test_the_twin_is_the_client(rng, suite):
     opened, spare = twin.client_opens(cells, slots, memories)
     for (body, keys), result in zip(opened, results, strict=True):
         assert body == struct.pack(">BQQQ", 0, 99, 0, 0) + bytes(1151)
-        assert (result.forward_key, result.backward_key, result.ck) == (keys["forward"], keys["back"], keys["ck"])
+        assert (result.forward_seed, result.backward_seed, result.ck) == (keys["forward"], keys["back"], keys["ck"])
     assert [spare[s] for s in (1, 2, 3, 5)] == [sent[s] for s in (1, 2, 3, 5)]
 
 
@@ -90,12 +91,12 @@ def test_the_twin_is_the_client(rng, suite):
 
 def test_a_hop_holds_its_neighbour_its_keys_and_nothing_else(rng):
     fields = {field.name for field in dataclasses.fields(module.HopResult)}
-    assert fields == {"next_node_id", "cells", "suite", "forward_key", "backward_key", "ck", "status", "_answer_key"}
+    assert fields == {"next_node_id", "cells", "suite", "forward_seed", "backward_seed", "ck", "status", "_answer_key"}
     build = build_for(NODES[:5], rng)
     results, _ = through(build, NODES[:5], rng)
     for i, result in enumerate(results):
         others = [n.public for k, n in enumerate(NODES) if k not in {i, i + 1}]
-        held = b"".join((result.forward_key, result.backward_key, result.ck, result._answer_key, *result.cells))
+        held = b"".join((result.forward_seed, result.backward_seed, result.ck, result._answer_key, *result.cells))
         if result.next_node_id:
             held += result.next_node_id
         for public in others:
@@ -160,7 +161,7 @@ def test_the_same_build_never_leaves_a_hop_twice_alike(rng):
     build = build_for(NODES[:2], rng)
     one, two = hop_opens(build.cells, NODES[0], rng), hop_opens(build.cells, NODES[0], rng)
     assert one.ck != two.ck
-    assert one.forward_key != two.forward_key
+    assert one.forward_seed != two.forward_seed
 
 
 # ---------------------------------------------------------------- changes
@@ -390,9 +391,9 @@ class Builds(RuleBasedStateMachine):
         cell = bytearray(self.rng.randbytes(CELL_SIZE))
         plain = bytes(cell)
         for hop in reversed(circuit.hops):
-            remove_layer(cell, hop.forward_key, circuit.suite, 0)
+            remove_layer(cell, layer_key(hop.forward_seed, circuit.suite), circuit.suite, 0)
         for result in results:
-            apply_layer(cell, result.forward_key, result.suite, 0)
+            apply_layer(cell, layer_key(result.forward_seed, result.suite), result.suite, 0)
         assert bytes(cell) == plain
 
 

@@ -153,6 +153,6 @@ def test_nothing_secret_is_printed(rng):
     results, answers = through(build, NODES[:2], rng)
     circuit = build.finish(answers)
     shown = repr(build) + repr(circuit) + repr(circuit.hops) + repr(results) + repr(build._records)
-    for secret in (circuit.hops[0].ck, circuit.hops[1].forward_key, build._records[0].x, results[0]._answer_key):
+    for secret in (circuit.hops[0].ck, circuit.hops[1].forward_seed, build._records[0].x, results[0]._answer_key):
         assert secret[:6].hex() not in shown
         assert repr(secret[:6])[2:-1] not in shown
