@@ -4,9 +4,11 @@ Each part is a task of its own, as the configuration says, and none may stop the
 """
 
 import asyncio
+import functools
 import ipaddress
 
 from control.api.run import Api
+from control.feed import log
 from control.feed.watch import Watch
 from control.metrics.server import MetricsServer
 from control.pages import Pages
@@ -18,6 +20,8 @@ def start(config: Config, service: Service, pages: Pages) -> list[asyncio.Task[N
     """Start what the configuration asks for; the tasks are cancelled at the end."""
     tasks = []
     watch = Watch(service, pages, config.monitor.interval)
+    watch.start()
+    service.add("events", functools.partial(log.answer, config.node.alias, watch))
     if config.metrics.listen:
         tasks.append(asyncio.create_task(_metrics(config.metrics.listen, service, pages).run()))
     if config.monitor.feed or config.monitor.listen:

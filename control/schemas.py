@@ -107,13 +107,37 @@ class Stats(Document):
 
 @dataclass(frozen=True, slots=True)
 class Event(Document):
-    """Something that happened, as the monitoring feed tells it; control/feed/events.py lists the kinds."""
+    """Something that happened; control/feed/events.py lists the kinds."""
 
     SCHEMA: ClassVar[str] = "nyx.events"
     kind: str
     worker: int | None = None
     count: int | None = None
     text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedEvent:
+    """An event with its number within this life of the control process, from 1, and when it was told (Unix seconds)."""
+
+    seq: int
+    time: float
+    kind: str
+    worker: int | None
+    count: int | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog(Document):
+    """Events that are kept, oldest first; `complete`: none between the number asked for and the first is lost."""
+
+    SCHEMA: ClassVar[str] = "nyx.event_log"
+    alias: str
+    life: str  # of the control process: another one numbers from 1 again
+    last: int  # number of the newest event, whether or not it is here; 0: there was none
+    complete: bool
+    events: list[NumberedEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -631,7 +655,7 @@ DOCUMENTS: Final[dict[str, type[Document]]] = {
     for cls in (
         Status, Stats, Circuits, Streams, Peers, Closed, Restarted, Upgrading, Upgraded, ConfigCheck, ConfigShow, ConfigValue,
         ConfigEdit, RunningConfig, Reload, ConfigDiff, ConfigHistory, ConfigKept, Paths, Version, Keys, Testnet, Demo,
-        Schemas, MonitoringFile, FeedReaders, Event, Doctor,
+        Schemas, MonitoringFile, FeedReaders, Event, EventLog, Doctor,
         Connected, Forwards, Top, Bench, Manual, Completion, Error,
     )
 }  # fmt: skip

@@ -60,6 +60,10 @@ class Service:
         if reloader:
             self._operations |= reloader.operations
 
+    def add(self, op: str, operation: Callable[[Args], Awaitable[schemas.Document]]) -> None:
+        """Take an operation that somebody else answers."""
+        self._operations[op] = operation
+
     async def handle(self, op: str, args: Args) -> schemas.Document:
         """The document that answers. Raises Refusal."""
         if op not in self._operations:

@@ -6,7 +6,7 @@
 
 A connection may carry several requests, answered in order. Operations: status, stats, circuits, streams (show_targets), peers,
 close_circuit (worker, circuit), close_stream (worker, circuit, stream), reload (origin), config, config_diff, config_history,
-config_kept (version), restart (worker), upgrade (drain). Refusal codes:
+config_kept (version), restart (worker), upgrade (drain), events (after, life, wait). Refusal codes:
 denied, busy, bad_request, unknown_operation, not_found, timeout, config (wrong files: nothing was changed), failure, internal.
 """
 

@@ -1,4 +1,4 @@
-"""One look at the node after another, for all who want to know what happens: the ZeroMQ feed and the API.
+"""One look at the node after another, for all who want to know what happens: nyxctl, the ZeroMQ feed and the API.
 
 Each event gets a number within this life of the control process, and the last KEPT stay for those who come back. Whoever reads
 slowly finds its place gone; nobody is waited for and nothing is kept for anybody in particular.

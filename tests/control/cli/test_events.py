@@ -1,71 +1,109 @@
-"""nyxctl events: the feed's events as lines and documents, chosen by kind; no feed is an error with its way out."""
+"""nyxctl events at a real control process: what is kept, what comes, chosen by kind, and a node that stays away."""
 
-import contextlib
 import json
 import re
-import shutil
-import tempfile
 import threading
-from pathlib import Path
+import time
 
 import pytest
-import zmq
 
-from control.feed.message import Numbering
-from control.schemas import Event
+from control import client
+from tests.control.nodes import node
 
-EVENTS = [Event("ready", text="ready"), Event("links_opened", count=2), Event("worker_restarted", worker=1, count=1)]
+PATIENCE = 60
 
 
 @pytest.fixture
-def folder():
-    """A folder whose name leaves room for a socket's."""
-    path = Path(tempfile.mkdtemp(prefix="nyx-"))
-    yield path
-    shutil.rmtree(path)
+def found(tmp_path):
+    with node(tmp_path) as running:
+        yield running
 
 
-@contextlib.contextmanager
-def feed(folder):
-    """A publisher that tells who subscribes all EVENTS."""
-    with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.bind(f"ipc://{folder}/feed.sock")
-
-        def serve():
-            if socket.poll(20_000) and socket.recv() == b"\x01nyx.events/1":
-                numbering = Numbering("alice", "life", lambda: 1_700_000_000.0)
-                for event in EVENTS:
-                    topic, body = numbering.make(event)
-                    socket.send_multipart([topic.encode(), body])
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield
-        thread.join()
+def log(found, **args):
+    return client.ask(found.socket, "events", args, PATIENCE)
 
 
-def test_events_for_programs_have_their_number(ctl, folder):
-    with feed(folder):
-        code, out, err = ctl("--socket", folder / "control.sock", "events", "--count", 3, "--json")
-    found = [json.loads(line) for line in out.splitlines()]
+def wait_for(found, kind):
+    """The log, once it has an event of this kind."""
+    place, life, events = 0, None, []
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        answer = log(found, after=place, life=life, wait=5)
+        place, life = answer["last"], answer["life"]
+        events += answer["events"]
+        if kind in [event["kind"] for event in events]:
+            return answer
+    raise AssertionError(f"no {kind} in {events}")
+
+
+def test_what_happened_is_kept_without_a_feed(ctl, found):
+    wait_for(found, "ready")
+    found.restart(0)
+    wait_for(found, "worker_restarted")
+    code, out, err = ctl("--socket", found.socket, "events", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert [(event["schema"], event["kind"], event["seq"]) for event in found] == [
-        ("nyx.events", "ready", 1),
-        ("nyx.events", "links_opened", 2),
-        ("nyx.events", "worker_restarted", 3),
-    ]
+    assert {(event["schema"], event["version"]) for event in events} == {("nyx.events", 1)}
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert {"ready", "control_restarted", "worker_restarted"} <= {event["kind"] for event in events}
 
 
-def test_events_for_people_chosen_by_kind(ctl, folder):
-    with feed(folder):
-        out = ctl("--socket", folder / "control.sock", "events", "--kind", "worker_restarted", "--kind", "ready")[1]
-    lines = out.splitlines()
+def test_events_for_people_chosen_by_kind(ctl, found):
+    found_kinds = ("--kind", "worker_restarted", "--kind", "ready")
+    wait_for(found, "ready")
+    found.restart(0)
+    wait_for(found, "worker_restarted")
+    lines = ctl("--socket", found.socket, "events", *found_kinds)[1].splitlines()
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  ready  ready", lines[0])
-    assert [line.split("  ")[1:] for line in lines[1:]] == [["worker_restarted", "worker 1", "1"]]
+    assert lines[-1].split("  ")[1:] == ["worker_restarted", "worker 0", "1"]
+    assert ctl("--socket", found.socket, "events", *found_kinds, "--last", 1)[1].splitlines() == lines[-1:]
 
 
-def test_no_feed_is_code_3_and_says_what_it_needs(ctl, folder):
-    code, out, err = ctl("--socket", folder / "control.sock", "events")
+def test_what_comes_is_told_as_it_comes_behind_the_last_that_was(ctl, found):
+    wait_for(found, "ready")
+    timer = threading.Timer(0.5, found.restart, [0])
+    timer.start()
+    last = log(found)["events"][-1]
+    code, out, _ = ctl("--socket", found.socket, "--timeout", PATIENCE, "events", "--count", 2, "--json")
+    timer.join()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [event["seq"] for event in events] == [last["seq"], last["seq"] + 1]
+    assert events[1]["kind"] == "worker_restarted"
+
+
+def test_a_time_limit_ends_a_wait(ctl, found):
+    wait_for(found, "ready")
+    began = time.monotonic()
+    assert ctl("--socket", found.socket, "--timeout", 1, "events", "--follow", "--kind", "upgraded") == (0, "", "")
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"after": 10**6}, "no event has the number"),
+        ({"after": -1}, "after must be"),
+        ({"after": True}, "after must be"),
+        ({"life": 3}, "life must be"),
+        ({"wait": 31}, "wait must be"),
+        ({"wait": "long"}, "wait must be"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(found, args, words):
+    with pytest.raises(client.ClientError, match=words):
+        log(found, **args)
+
+
+def test_a_number_of_another_life_gets_all_and_word_of_the_gap(found):
+    wait_for(found, "ready")
+    mine = log(found)
+    other = log(found, after=10**6, life="another")
+    assert (mine["complete"], other["complete"]) == (True, False)
+    assert other["events"][: len(mine["events"])] == mine["events"]
+
+
+def test_no_node_is_code_3(ctl, tmp_path):
+    code, out, err = ctl("--socket", tmp_path / "control.sock", "events")
     assert (code, out) == (3, "")
-    assert "monitor.feed = true" in err
+    assert "no node answers" in err
