@@ -87,10 +87,10 @@ demo: $(RUN) ## a local network of real nodes, one fetch through it, and it stay
 demo-stop: $(RUN) ## stop what `make demo` started
 	$(BIN)/nyxctl testnet down
 
-MAN ?= build/man/man1
+MAN ?= build/man
 
 .PHONY: man
-man: $(RUN) ## manual pages of nyxctl and each command, into MAN=build/man/man1
+man: $(RUN) ## manual pages of nyxctl, each command and nyx.toml, into MAN=build/man
 	$(BIN)/nyxctl man --dir $(MAN)
 
 # Where `make install` puts Nyx; DESTDIR is a folder in whose tree a package is built.
@@ -105,7 +105,10 @@ ENVIRONMENT := $(TO)/lib/nyx
 INTO := $(ENVIRONMENT)/bin/python3 -m pip install --disable-pip-version-check --no-input --quiet --root-user-action ignore
 RENDER := sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
 INSTALLED := bin/nyxd bin/nyxctl lib/systemd/system/nyx.service lib/systemd/user/nyx.service lib/sysusers.d/nyx.conf \
-	lib/tmpfiles.d/nyx.conf lib/sysctl.d/50-nyx.conf
+	lib/tmpfiles.d/nyx.conf lib/sysctl.d/50-nyx.conf share/man/man8/nyxd.8 \
+	share/bash-completion/completions/nyxctl share/zsh/site-functions/_nyxctl share/fish/vendor_completions.d/nyxctl.fish
+# The program that writes its own pages and scripts, before its place in the staging folder is its own.
+WRITTEN_BY := $(ENVIRONMENT)/bin/python3 -I -c 'import sys; sys.argv[0] = "nyxctl"; from control.cli import main; main()'
 # Whether this is the machine that shall run it: then systemd is told.
 HERE := $(if $(DESTDIR),false,test -d /run/systemd/system -a "$$(id -u)" = 0)
 
@@ -127,6 +130,11 @@ install: ## install for the whole machine, with systemd units: PREFIX=/usr/local
 	install -m 644 systemd/nyx.tmpfiles $(TO)/lib/tmpfiles.d/nyx.conf
 	install -m 644 systemd/50-nyx.conf $(TO)/lib/sysctl.d/50-nyx.conf
 	install -m 644 README.md docs/*.md systemd/nyx.toml $(TO)/share/doc/nyx
+	install -m 644 systemd/man/nyxd.8 $(TO)/share/man/man8/nyxd.8
+	umask 022; $(WRITTEN_BY) man --dir $(TO)/share/man >/dev/null
+	$(WRITTEN_BY) completion bash | install -m 644 /dev/stdin $(TO)/share/bash-completion/completions/nyxctl
+	$(WRITTEN_BY) completion zsh | install -m 644 /dev/stdin $(TO)/share/zsh/site-functions/_nyxctl
+	$(WRITTEN_BY) completion fish | install -m 644 /dev/stdin $(TO)/share/fish/vendor_completions.d/nyxctl.fish
 	test -e $(CONF)/nyx.toml || install -m 644 systemd/nyx.toml $(CONF)/nyx.toml
 	@if $(HERE); then systemd-sysusers; systemd-tmpfiles --create $(TO)/lib/tmpfiles.d/nyx.conf; systemctl daemon-reload; fi
 	@echo "installed in $(TO); configuration: $(CONF)/nyx.toml. A node that runs takes the new code over by: nyxctl upgrade"
@@ -134,7 +142,7 @@ install: ## install for the whole machine, with systemd units: PREFIX=/usr/local
 uninstall: ## remove what `make install` put there; configuration and state stay
 	@if $(HERE); then systemctl disable --now --quiet nyx.service || true; fi
 	rm -rf $(ENVIRONMENT) $(TO)/share/doc/nyx
-	rm -f $(addprefix $(TO)/,$(INSTALLED))
+	rm -f $(addprefix $(TO)/,$(INSTALLED)) $(TO)/share/man/man1/nyxctl.1 $(TO)/share/man/man1/nyxctl-*.1 $(TO)/share/man/man5/nyx.toml.5
 	@if $(HERE); then systemctl daemon-reload; fi
 	@echo "removed. Left: $(CONF), and /var/lib/nyx (keys, guards), /var/cache/nyx and the user nyx, where the node has run"
 

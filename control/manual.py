@@ -1,6 +1,6 @@
-"""Manual pages of nyxctl, made from its own commands and options: one page for the program, one for each command.
+"""Manual pages: of nyxctl and each of its commands from the commands themselves, of nyx.toml from the table of keys.
 
-Place: `nyxctl man`, `make man`. The pages say what `--help` says, so neither can be wrong alone.
+Place: `nyxctl man`, `make man`, `make install`. Pages say what `--help` and the checks say, so neither can be wrong alone.
 Source: man(7), groff_man(7).
 """
 
@@ -12,6 +12,11 @@ import click
 from nyx import __version__
 
 SECTION: Final = "1"
+_ABOUT_FILE: Final = """
+The file is TOML. nyxd reads the one that --config names, else nyx/nyx.toml in the user's configuration folder, else
+/etc/nyx/nyx.toml; over it conf.d/*.toml in the same folder, then NYX_SECTION_KEY in the environment, then --set. An unknown
+key, a value out of range or a combination that cannot work is an error; nyxctl config check tells all of them.
+"""
 
 
 def pages(root: click.Group, program: str = "nyxctl") -> Iterator[tuple[str, str]]:
@@ -64,6 +69,29 @@ def _paragraphs(text: str) -> Iterator[str]:
         if index:
             yield ".PP"
         yield escape(" ".join(block.split()))
+
+
+def configuration() -> tuple[str, str]:
+    """File name and text of the page about nyx.toml."""
+    from control.reference import default_text, sections
+    from nyx.config import KEYS
+
+    out = [
+        f'.TH "NYX.TOML" "5" "" "Nyx {__version__}" "Nyx manual"',
+        ".SH NAME",
+        "nyx.toml \\- configuration of a Nyx node",
+        ".SH DESCRIPTION",
+        *_paragraphs(_ABOUT_FILE),
+    ]
+    for section, about in sections().items():
+        out += [f'.SH "[{section.upper()}]"', escape(about)]
+        for key in (key for key in KEYS if key.name.startswith(f"{section}.")):
+            change = f"A change holds {key.live}" if key.live else "A change needs a restart"
+            allowed = f"{key.read.kind}, {key.read.allowed}; default {default_text(key).replace('`', '')}."
+            out += [".TP", f"\\fB{escape(key.name.partition('.')[2])}\\fR", escape(f"{key.about}.")]
+            out += [".br", escape(f"{allowed} {change}.")]
+    out += [".SH SEE ALSO", ".BR nyxd (8),", ".BR nyxctl-config (1)"]
+    return "nyx.toml.5", "\n".join(out) + "\n"
 
 
 def escape(text: str) -> str:

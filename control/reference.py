@@ -22,10 +22,14 @@ _COMPUTED: Final = {  # defaults that depend on other values, in words
 }
 
 
+def sections() -> dict[str, str]:
+    """What each section is for, by name, in their order."""
+    return {name: _about(name) for name in dict.fromkeys(key.name.partition(".")[0] for key in KEYS)}
+
+
 def tables() -> str:
     """One table for each section, as Markdown."""
-    sections = dict.fromkeys(key.name.partition(".")[0] for key in KEYS)
-    return "\n".join(_section(section) for section in sections)
+    return "\n".join(_section(section, about) for section, about in sections().items())
 
 
 def page(text: str) -> str:
@@ -34,12 +38,16 @@ def page(text: str) -> str:
     return f"{text[:start]}\n\n{tables()}\n{text[end:]}"
 
 
-def _section(section: str) -> str:
+def _about(section: str) -> str:
     about = (inspect.getdoc(get_type_hints(Config)[section]) or "").replace("\n", " ")
     what = about.removeprefix(f"[{section}]: ").removesuffix(f": the settings under [{section}].").rstrip(".") + "."
+    return what[:1].upper() + what[1:]
+
+
+def _section(section: str, about: str) -> str:
     rows = [_row(key) for key in KEYS if key.name.startswith(section + ".")]
     heads = "| key | type | default | allowed | what it is | a change |\n| --- | --- | --- | --- | --- | --- |"
-    return "\n".join([f"### [{section}]", "", what[:1].upper() + what[1:], "", heads, *rows, ""])
+    return "\n".join([f"### [{section}]", "", about, "", heads, *rows, ""])
 
 
 def _row(key: Key) -> str:
@@ -47,7 +55,7 @@ def _row(key: Key) -> str:
     cells = [
         f"`{name}`",
         key.read.kind,
-        _default(key),
+        default_text(key),
         key.read.allowed,
         key.about,
         (key.live and f"live: {key.live}") or "restart",
@@ -55,7 +63,8 @@ def _row(key: Key) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _default(key: Key) -> str:
+def default_text(key: Key) -> str:
+    """The default of a key, for people."""
     if key.required:
         return "none: must be given"
     return _COMPUTED[key.name] if callable(key.default) else f"`{json.dumps(key.default)}`"

@@ -10,19 +10,20 @@ from control.schemas import Manual
 
 
 @click.command()
-@click.option("--dir", "folder", type=click.Path(path_type=Path), required=True, help="Where to write them, like share/man/man1.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), required=True, help="Where to write them, like share/man.")
 @json_option
 @click.pass_obj
 def command(state: State, *, folder: Path) -> None:
-    """Write the manual pages of nyxctl and of each command into a folder, which is made; man FILE shows one."""
+    """Write the manual pages of nyxctl, of each command and of nyx.toml into man1 and man5 of a folder, which are made."""
     from control.cli import group
-    from control.manual import pages
+    from control.manual import configuration, pages
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, text in pages(group):
-        (folder / name).write_text(text, "utf-8")
-        files.append(str(folder / name))
+    for name, text in (*pages(group), configuration()):
+        path = folder / f"man{name[-1]}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        files.append(str(path))
     if state.json:
         print_json(Manual(files))
     else:

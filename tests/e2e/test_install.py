@@ -49,7 +49,9 @@ def staged(tmp_path_factory):
 
 def test_files_stand_where_systemd_and_people_look_for_them(staged):
     found = {name for name in files(staged) if not name.startswith("usr/local/lib/nyx/")}
-    assert found - {name for name in found if name.startswith("usr/local/share/doc/nyx/")} == {
+    pages = {name for name in found if re.match(r"usr/local/share/man/man1/nyxctl(-[a-z-]+)?\.1$", name)}
+    assert {f"usr/local/share/man/man1/nyxctl{name}.1" for name in ("", "-status", "-config-set")} <= pages
+    assert found - pages - {name for name in found if name.startswith("usr/local/share/doc/nyx/")} == {
         "etc/nyx/nyx.toml",
         "usr/local/bin/nyxctl",
         "usr/local/bin/nyxd",
@@ -58,6 +60,11 @@ def test_files_stand_where_systemd_and_people_look_for_them(staged):
         "usr/local/lib/systemd/user/nyx.service",
         "usr/local/lib/sysusers.d/nyx.conf",
         "usr/local/lib/tmpfiles.d/nyx.conf",
+        "usr/local/share/bash-completion/completions/nyxctl",
+        "usr/local/share/fish/vendor_completions.d/nyxctl.fish",
+        "usr/local/share/man/man5/nyx.toml.5",
+        "usr/local/share/man/man8/nyxd.8",
+        "usr/local/share/zsh/site-functions/_nyxctl",
     }
     for unit in staged.glob("usr/local/lib/systemd/*/nyx.service"):
         text = unit.read_text()
@@ -73,6 +80,15 @@ def test_installed_programs_run(staged, tmp_path):
     home = Home(tmp_path)
     said = run(staged / "usr/local/bin/nyxd", "--check", "--config", str(home.file))
     assert (said.returncode, said.stdout) == (0, f"{home.file}: right; node test, 0 nodes known\n")
+
+
+def test_a_shell_completes_with_what_is_installed(staged):
+    """As bash-completion does: it reads the file that bears the command's name, then calls its function."""
+    script = staged / "usr/local/share/bash-completion/completions/nyxctl"
+    asked = f"source {script}; COMP_WORDS=(nyxctl doc); COMP_CWORD=1; _nyxctl_completion nyxctl; echo ${{COMPREPLY[@]}}"
+    path = f"{staged}/usr/local/bin:{os.environ['PATH']}"
+    said = subprocess.run(["bash", "-c", asked], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+    assert (said.stdout.split(), said.stderr) == (["doctor"], "")
 
 
 def test_the_example_lacks_nothing_but_the_network(staged):
