@@ -159,6 +159,7 @@ bench: $(DEV) ## measure: cryptography, streams in memory, UDP, relays under loa
 	$(BIN)/python -m bench.kills
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.reload
+	$(BIN)/python -m bench.subscribers
 
 .PHONY: soak
 soak: $(DEV) ## half an hour of kills, restarts, upgrades and traffic: what grows? (make soak MINUTES=120)

@@ -26,6 +26,7 @@ SMALL = {
     "bench.loss": ["--loss", "5", "--builds", "4", "--requests", "2", "--mib", "1", "--seconds", "10"],
     "bench.kills": ["--kills", "40", "--mib", "4", "--gap", "0.3", "--pause", "60"],
     "bench.slow": ["--sockets", "300", "--seconds", "2", "--every", "1"],
+    "bench.subscribers": ["--subscribers", "12", "--spells", "1", "--seconds", "1"],
     "bench.soak": ["--minutes", "0.4", "--gap", "2", "--fill", "3", "--pause", "60"],
     "bench.recovery": ["--rounds", "1"],
     "bench.crypto": ["--rounds", "3"],
