@@ -300,7 +300,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("directory.file", PATH, _REQUIRED, "the signed snapshot of the network", "text"),
     Key("directory.signers", SIGNERS, _REQUIRED, "Ed25519 keys that sign snapshots, hexadecimal", "list"),
     Key("directory.threshold", integer(1, 32), 1, "signatures a snapshot needs"),
-    Key("limits.circuits", integer(16, 1 << 20), 2048, "circuits per worker; their keys are locked: 2 KiB each, and 0.7 MiB"),
+    Key("limits.circuits", integer(16, 1 << 20), 2048, "circuits per worker; their keys are locked: 2.1 KiB each, and 0.8 MiB"),
     Key("limits.streams", integer(16, 65536), 1024, "streams per worker"),
     Key("limits.connections", integer(16, 65536), 512, "circuit ends per worker"),
     Key("limits.pool_packets", integer(1024, 1 << 20), 8192, "packet slots per worker"),

@@ -65,6 +65,9 @@ class Counter(IntEnum):
     CIRCUITS_EVICTED = 39  # of others, for the same reason
     FILTER_EARLY = 40  # turns of the replay filter because a generation was full before its time
     LAYER_MOVES = 41  # layer epochs begun, of each circuit and direction
+    REFRESHES_DONE = 42  # of own circuits, answered by all their hops
+    REFRESHES_PASSED = 43  # of others' circuits, answered and passed on
+    CELLS_MISSING = 44  # of own circuits: sent on by one hop and not arrived at the next, as refreshes tell
 
 
 UNITS: Final[dict[str, str]] = {

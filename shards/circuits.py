@@ -13,10 +13,20 @@ from numpy.typing import NDArray
 from nyx.columns import Columns
 from nyx.crypto.replay import mend_window
 from nyx.errors import InternalError
-from nyx.onion.ratchet import HOP_KEYS, MS, begin_chain
+from nyx.onion.ratchet import (
+    HOP_KEYS,
+    MOVED_BITS,
+    MS,
+    begin_chain,
+    read_circuit_key,
+    settle_circuit_key,
+    write_circuit_key,
+    write_fresh,
+)
+from nyx.onion.refresh import Fresh
 from nyx.wire.geometry import HOPS_MAX, NODE_ID_SIZE
 from shards.footprint import clear
-from shards.kernels.epochs import mend_epochs
+from shards.kernels.epochs import drop_fresh, mend_epochs, taken_over
 from shards.tables import (
     BACK,
     BUILDING,
@@ -32,7 +42,7 @@ from shards.tables import (
 )
 
 Entropy = Callable[[int], bytes]
-Seeds = tuple[bytes, bytes]  # of the layers of one hop: forth, back
+HopSecrets = tuple[bytes, bytes, bytes]  # of one hop: seeds of its layers, forth and back, and its circuit key
 
 _CHOSEN_BY_RESPONDER: Final = 1 << 31
 _ID_TRIES: Final = 64
@@ -62,6 +72,7 @@ class CircuitRows:
         self._reserved: set[int] = set()  # keys of circuit ids that are promised to builds
         self._free = [int(row) for row in np.flatnonzero(self.rows["state"] == FREE)[::-1]]
         self._free_own = self._own_blocks()
+        self._settling: NDArray[np.int64] = np.zeros(len(self.rows), np.int64)
         self.repaired = 0
         self.torn: list[Leg] = []  # sides of what the last life built or wiped when it ended: they must hear that it is over
         for row in np.flatnonzero(self.rows["state"] == BUILDING).tolist():  # a build does not outlive its worker
@@ -128,17 +139,24 @@ class CircuitRows:
                 circuit[f"{side}_session"] = leg.session + 1
 
     def install(
-        self, row: int, suite: int, seeds: Sequence[Seeds], back: Leg | None, forth: Leg | None, connection: int | None = None
+        self,
+        row: int,
+        suite: int,
+        secrets: Sequence[HopSecrets],
+        back: Leg | None,
+        forth: Leg | None,
+        connection: int | None = None,
     ) -> None:
-        """Write keys and legs into a row that `take` gave, and let cells pass. The caller's seeds are zeros afterwards."""
+        """Write keys and legs into a row that `take` gave, and let cells pass. The caller's secrets are zeros afterwards."""
         circuit = self.rows[row]
         block = self._free_own.pop() if int(circuit["role"]) == ROLE_CLIENT else row
         circuit["keys"] = block + 1
         circuit["suite"] = suite
-        circuit["hops"] = len(seeds)
-        for hop, pair in enumerate(seeds):
-            for direction, seed in zip((FORTH, BACK), pair, strict=True):
-                begin_chain(self.keys, block + hop, direction, seed, suite)
+        circuit["hops"] = len(secrets)
+        for hop, (forth_seed, back_seed, ck) in enumerate(secrets):
+            begin_chain(self.keys, block + hop, FORTH, forth_seed, suite)
+            begin_chain(self.keys, block + hop, BACK, back_seed, suite)
+            write_circuit_key(self.keys, block + hop, ck)
         self.chains["now"][2 * row : 2 * row + 2] = int(circuit["created"]) // MS
         circuit["connection"] = 0 if connection is None else connection + 1
         self.write_legs(row, back, forth)
@@ -147,6 +165,41 @@ class CircuitRows:
             if leg:
                 self._table.put(circuit_key(leg.link, leg.circuit_id), 2 * row + direction)
                 self._reserved.discard(circuit_key(leg.link, leg.circuit_id))
+
+    # ------------------------------------------------------------ refresh
+
+    def epochs(self, row: int) -> tuple[int, int]:
+        """The layer epochs in force, forth and back."""
+        forth, back = (self.chains["now"][2 * row : 2 * row + 2] >> MOVED_BITS).tolist()
+        return forth, back
+
+    def moved(self, row: int, direction: int) -> int:
+        """When the layer epoch in force began: ns, to the ms."""
+        return (int(self.chains["now"][2 * row + direction]) & (1 << MOVED_BITS) - 1) * MS
+
+    def circuit_keys(self, row: int) -> list[bytes]:
+        """The circuit key of every hop that this row has keys of."""
+        block = int(self.rows[row]["keys"]) - 1
+        return [read_circuit_key(self.keys, block + hop) for hop in range(int(self.rows[row]["hops"]))]
+
+    def renew(self, row: int, epoch: int, fresh: Sequence[Fresh]) -> None:
+        """Fresh keys of every hop are to take over at this epoch. The caller's are zeros afterwards."""
+        circuit = self.rows[row]
+        circuit["fresh_at"] = 0
+        for hop, one in enumerate(fresh):
+            write_fresh(self.keys, int(circuit["keys"]) - 1 + hop, one)
+        circuit["fresh_at"] = epoch
+
+    def settle(self) -> int:
+        """Where fresh keys are in force both ways, the circuit keys follow, and the old ones are gone; how many circuits."""
+        n = taken_over(self.rows, self.chains, self._settling)
+        for row in self._settling[:n].tolist():
+            circuit = self.rows[row]
+            for hop in range(int(circuit["hops"])):
+                settle_circuit_key(self.keys, int(circuit["keys"]) - 1 + hop)
+            circuit["fresh_at"] = 0
+            drop_fresh(self.rows, self.keys, row)
+        return int(n)
 
     def write_path(self, row: int, nodes: Sequence[bytes]) -> None:
         """Keep the node ids of an own circuit's hops, before `install`: a new life of the worker shows them."""

@@ -331,9 +331,9 @@ class ClientCircuits:
         if connection is None:
             self._failed(circuit, now, "every stream connection is in use: raise limits.connections")
             return
-        seeds = [(hop.forward_seed, hop.backward_seed) for hop in keys.hops]
+        secrets = [(hop.forward_seed, hop.backward_seed, hop.ck) for hop in keys.hops]
         self._rows.write_path(circuit.row, [node.id for node in circuit.path])
-        self._rows.install(circuit.row, keys.suite, seeds, None, circuit.leg, connection)
+        self._rows.install(circuit.row, keys.suite, secrets, None, circuit.leg, connection)
         circuit.connection = connection
         circuit.ready_at = now
         circuit.build = None

@@ -17,7 +17,7 @@ from nyx.stats import Counter
 from nyx.stream.columns import FREE as CONNECTION_FREE
 from nyx.stream.engine import Streams
 from nyx.wire.codes import DestroyReason, Drop, ErrorCode
-from nyx.wire.packet import KIND_BUILD
+from nyx.wire.packet import KIND_BUILD, KIND_REFRESH
 from shards.batch import Batch
 from shards.circuits import CircuitRows
 from shards.clients import ClientCircuits
@@ -28,6 +28,7 @@ from shards.hops import Hops
 from shards.link import Link
 from shards.links import Links
 from shards.ratchet import Ratchet
+from shards.refresh import Refreshes
 from shards.tables import BACK, FORTH, LIVE, ROLE_CLIENT, ROLE_LAST
 
 SECOND: Final = 1_000_000_000
@@ -55,6 +56,9 @@ class CircuitDesk:
             rows, streams, context.config.node.ratchet, context.entropy, batch.scratch, batch.statistics
         )  # fmt: skip
         batch.gap = self.ratchet.gap
+        self.refreshes = Refreshes(
+            rows, links, context.config.node.ratchet, context.entropy, batch.statistics, batch.drops, self.end_row
+        )
         self._bad_seen = 0
         self._budget = Budget()
         self.clients: ClientCircuits | None = None
@@ -127,8 +131,10 @@ class CircuitDesk:
     # ------------------------------------------------------------ what links tell
 
     def on_cell(self, link: Link, session: int, cell: CellReceived, now: int) -> None:
-        """Take a build or answer cell."""
-        if cell.kind == KIND_BUILD:
+        """Take a build, answer or refresh cell."""
+        if cell.kind == KIND_REFRESH:
+            self.refreshes.on_cell(link, session, cell, now)
+        elif cell.kind == KIND_BUILD:
             if self.hops:
                 self.hops.on_build(link, session, cell, now)
             else:
@@ -164,18 +170,20 @@ class CircuitDesk:
 
     @property
     def waiting(self) -> bool:
-        """Whether a handshake or a build waits for its turn, or a proof of work is being made."""
+        """Whether a handshake, a build or a refresh waits for its turn, or a proof of work is being made."""
         hops, clients = self.hops, self.clients
-        return self._links.strangers.waiting > 0 or bool(hops and hops.waiting) or bool(clients and clients.working)
+        waiting = self._links.strangers.waiting or self.refreshes.waiting or (hops and hops.waiting)
+        return bool(waiting) or bool(clients and clients.working)
 
     def serve(self, now: int, wall: int) -> None:
-        """After a batch: what strangers have coming until the next one, handshakes and builds in turn."""
+        """After a batch: what strangers have coming until the next one, handshakes, builds and refreshes in turn."""
         self._budget.renew()
         strangers, hops = self._links.strangers, self.hops
         if not self.waiting:
             return
         serve(
-            self._budget, lambda: strangers.serve(now, wall), lambda: hops.serve(now, wall) if hops else 0
+            self._budget, lambda: strangers.serve(now, wall), lambda: hops.serve(now, wall) if hops else 0,
+            lambda: self.refreshes.serve(now),
         )  # fmt: skip
         if self.clients:
             self.clients.work(now, wall)
@@ -221,6 +229,7 @@ class CircuitDesk:
         for row in np.flatnonzero(worn).tolist():
             self.end_row(row, DestroyReason.KEY_LIMIT)
         self.ratchet.on_timer(now, wall)
+        self.refreshes.on_timer(now)
         if self.hops:
             self.hops.on_timer(now)
         if self.clients and not self._context.draining:

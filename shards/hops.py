@@ -271,7 +271,7 @@ class Hops:
                 self._fail(pending, DestroyReason.RESOURCES)
                 return
             back = Leg(pending.link.row, pending.session, pending.circuit_id)
-            self._rows.install(pending.row, result.suite, [(result.forward_seed, result.backward_seed)], back, None, connection)
+            self._rows.install(pending.row, result.suite, [result.secrets], back, None, connection)
         self._leave(pending)
         self._send_answers(pending, result, result.cells)
 
@@ -315,7 +315,7 @@ class Hops:
         result, back = pending.result, Leg(pending.link.row, pending.session, pending.circuit_id)
         self._leave(pending)
         if pending.row is not None:
-            self._rows.install(pending.row, result.suite, [(result.forward_seed, result.backward_seed)], back, pending.forth)
+            self._rows.install(pending.row, result.suite, [result.secrets], back, pending.forth)
             self._rows.rows[pending.row]["last_used"] = now
         else:
             self._end_forth(pending)  # our refusal goes back, and no circuit follows: the hops behind need not wait for its end

@@ -38,6 +38,11 @@ CIRCUIT: Final = np.dtype(
         ("suite", np.int64),
         ("hops", np.int64),  # layers the row holds: 1, or at the client the number of hops
         ("keys", np.int64),  # first of as many blocks of "layer_keys", plus one; 0 before there are any
+        ("fresh_at", np.int64),  # layer epoch at which the fresh keys of a refresh take over; 0: there are none. A commit word
+        ("refresh", np.int64),  # counter of the last refresh
+        ("asked", np.int64),  # of the client: the epoch that an unanswered request names, 0 for none
+        ("missing", np.int64),  # of the client: cells lost between two hops, as far as refreshes told
+        ("refreshed", np.int64),  # of the client: ns, monotonic, when the last refresh was answered
         ("back_session", np.int64),  # row + 1 of the session towards the client
         ("back_id", np.int64),
         ("forth_session", np.int64),  # row + 1 of the session towards the last hop

@@ -27,7 +27,7 @@ from bench.stream import connect, source
 from nyx.columns import ALIGN, Column, offsets
 from nyx.config import load
 from nyx.link.session import SESSION
-from nyx.onion.ratchet import CHAIN_KEYS
+from nyx.onion.ratchet import CHAIN_KEYS, HOP_KEYS
 from nyx.wire.geometry import LAYER_KEY_AEGIS, LAYER_KEY_MAX, SEED_SIZE
 from shards.worker import worker_columns
 
@@ -115,11 +115,12 @@ def _whole(memory: BinaryIO, size: int) -> bytes:
 
 
 def _layer_keys(memory: BinaryIO, base: int, columns: Sequence[Column]) -> set[bytes]:
-    """Of both epochs each of the five round keys of an AEGIS layer by itself, copies of parts count too; and the seeds."""
-    raw = np.frombuffer(_column(memory, base, columns, "layer_keys"), np.uint8).reshape(-1, CHAIN_KEYS)
+    """Of both epochs each of the five round keys of an AEGIS layer by itself, copies of parts count too; seeds, circuit keys."""
+    raw = np.frombuffer(_column(memory, base, columns, "layer_keys"), np.uint8).reshape(-1, HOP_KEYS)
     used = raw[raw.any(axis=1)]
-    keys = [range(start, start + LAYER_KEY_AEGIS, NEEDLE) for start in (0, LAYER_KEY_MAX)]
-    places = [*keys[0], *keys[1], *range(2 * LAYER_KEY_MAX, CHAIN_KEYS, SEED_SIZE)]
+    keys = [at for start in (0, LAYER_KEY_MAX) for at in range(start, start + LAYER_KEY_AEGIS, NEEDLE)]
+    chain = [*keys, *range(2 * LAYER_KEY_MAX, CHAIN_KEYS, SEED_SIZE)]
+    places = [*chain, *(CHAIN_KEYS + at for at in chain), *range(2 * CHAIN_KEYS, HOP_KEYS, SEED_SIZE)]
     parts = {row[at : at + NEEDLE].tobytes() for row in used for at in places}
     return {part for part in parts if any(part)}
 

@@ -81,6 +81,9 @@ WORKER: Final[dict[Counter, Family]] = {
     Counter.CIRCUITS_EVICTED: _counted("circuits_evicted", "Circuits of others ended because the node's memory was used up."),
     Counter.FILTER_EARLY: _counted("replay_filter_early", "Times the replay filter forgot before its time because it was full."),
     Counter.LAYER_MOVES: _counted("layer_moves", "Layer epochs begun, of each circuit and direction."),
+    Counter.REFRESHES_DONE: _counted("circuit_refreshes", "Refreshes of own circuits that all hops answered."),
+    Counter.REFRESHES_PASSED: _counted("circuit_refreshes_passed", "Refreshes of others' circuits answered and passed on."),
+    Counter.CELLS_MISSING: _counted("cells_missing", "Cells of own circuits lost between two hops, as refreshes tell."),
 }
 
 DROPPED: Final = Family("nyx_packets_dropped_total", COUNTER, "Packets and cells dropped, by reason.", ("worker", "reason"))

@@ -39,6 +39,8 @@ LABEL_DATA_BACK: Final = b"nyx data back"
 LABEL_CIRCUIT: Final = b"nyx circuit"
 LABEL_LAYER: Final = b"nyx layer"
 LABEL_RATCHET: Final = b"nyx ratchet"
+LABEL_REFRESH_SEAL: Final = (b"nyx refresh seal fwd", b"nyx refresh seal back")  # by direction
+LABEL_REFRESH_LAYER: Final = (b"nyx refresh layer fwd", b"nyx refresh layer back")
 
 
 def digest(*parts: bytes) -> bytes:
@@ -150,3 +152,29 @@ class CircuitKeys:
         self.backward_seed: Final = expand(prk1, LABEL_DATA_BACK, SEED_SIZE)
         self.ck: Final = expand(prk1, LABEL_CIRCUIT, HASH_SIZE)
         forget(prk1)
+
+
+# ---------------------------------------------------------------- circuit refresh
+
+
+def refresh_seal(ck: bytes, direction: int, counter: int) -> bytes:
+    """What seals the requests (direction 0) or answers (1) of the refresh of this counter."""
+    return expand(ck, LABEL_REFRESH_SEAL[direction], SEAL_KEY_SIZE, counter.to_bytes(4, "big"))
+
+
+def refresh_layer(ck: bytes, direction: int, counter: int, suite: int) -> bytes:
+    """The key of the layer that requests or answers of the refresh of this counter pass through."""
+    return expand(ck, LABEL_REFRESH_LAYER[direction], LAYER_KEY_SIZES[suite], counter.to_bytes(4, "big"))
+
+
+class RefreshKeys:
+    """What a hop's ephemeral secret makes of its circuit key: the next circuit key, and seeds of the data layers."""
+
+    __slots__ = ("backward_seed", "ck", "forward_seed")
+
+    def __init__(self, ck: bytes, ek: bytes, ct: bytes, shared: bytes) -> None:
+        prk = extract(digest(ck, ek, ct), ck, shared)
+        self.forward_seed: Final = expand(prk, LABEL_DATA_FORWARD, SEED_SIZE)
+        self.backward_seed: Final = expand(prk, LABEL_DATA_BACK, SEED_SIZE)
+        self.ck: Final = expand(prk, LABEL_CIRCUIT, HASH_SIZE)
+        forget(prk)

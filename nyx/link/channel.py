@@ -1,4 +1,4 @@
-"""The reliable control channel of one session: build and answer cells and link frames, each sent until it is acknowledged.
+"""The reliable control channel of one session: cells of builds and refreshes and link frames, each sent until acknowledged.
 
 Place on a packet's way: between the link seal and whoever builds circuits. Data cells never pass here. Sans-IO: give it what
 was opened (`receive`), take what is to be sealed (`poll_transmit` until None), wake it (`poll_timeout`, `handle_timeout`),
@@ -38,7 +38,7 @@ from nyx.errors import LocalProtocolError, RemoteProtocolError
 from nyx.link.frames import LINK_ACK_SIZE, LINK_FRAMES_SIZE, Close, Frame, LinkAck, Ping, Pong, decode, encode
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import BUILD_SLOTS, CELL_SIZE, CIRCUIT_ID_SIZE, LINK_PAYLOAD_SIZE
-from nyx.wire.packet import KIND_ANSWER, KIND_BUILD, TYPE_CELL, TYPE_CONTROL, header_byte
+from nyx.wire.packet import KIND_ANSWER, KIND_BUILD, KIND_REFRESH, TYPE_CELL, TYPE_CONTROL, header_byte
 
 MS: Final = 1_000_000  # nanoseconds
 CONTROL_FLIGHT: Final = 64  # numbers open at once: what one LINK_ACK covers
@@ -54,9 +54,8 @@ DEFAULT_RTT: Final = 100 * MS  # until the handshake's round trip or a sample sa
 SAMPLES_KEPT: Final = 64  # round trips waiting to be counted
 HEADER_FRAMES: Final = header_byte(TYPE_CONTROL)
 HEADER_UNNUMBERED: Final = header_byte(TYPE_CONTROL, slot=1)
-_CELL_HEADERS: Final = {
-    header_byte(TYPE_CELL, kind, slot): (kind, slot) for kind in (KIND_BUILD, KIND_ANSWER) for slot in range(BUILD_SLOTS)
-}
+_KINDS: Final = (KIND_BUILD, KIND_ANSWER, KIND_REFRESH)
+_CELL_HEADERS: Final = {header_byte(TYPE_CELL, kind, slot): (kind, slot) for kind in _KINDS for slot in range(BUILD_SLOTS)}
 _LINK_ID: Final = bytes(CIRCUIT_ID_SIZE)
 _BITS: Final = (1 << CONTROL_FLIGHT) - 1
 
@@ -91,7 +90,7 @@ class Outgoing(NamedTuple):
 
 
 class CellReceived(NamedTuple):
-    """A build or answer cell, for the first time."""
+    """A build, answer or refresh cell, for the first time."""
 
     kind: int
     slot: int
@@ -241,7 +240,7 @@ class Channel:
     # ------------------------------------------------------------ sending
 
     def send_cell(self, kind: int, slot: int, circuit: int, cell: bytes) -> int:
-        """Queue a build or answer cell. Returns its control number, or -1 when the queue is full or the channel has ended."""
+        """Queue a cell of a build or refresh. Returns its control number, -1 when the queue is full or the channel has ended."""
         header = header_byte(TYPE_CELL, kind, slot)
         if header not in _CELL_HEADERS or not 0 < circuit < 1 << 32 or len(cell) != CELL_SIZE:
             raise LocalProtocolError(f"no control cell: kind {kind}, slot {slot}, circuit {circuit}, {len(cell)} bytes")

@@ -94,7 +94,8 @@ def _hint(x: bytes, public: PublicKeys) -> bytes:
     return hashlib.blake2b(x, digest_size=HINT_SIZE, key=_hint_key(public)).digest()
 
 
-def _apply(cells: list[bytearray], key: bytes, suite: int, direction: int, kind: int) -> None:
+def apply_slots(cells: list[bytearray], key: bytes, suite: int, direction: int, kind: int) -> None:
+    """A hop's layer over all seven slots."""
     for slot, cell in enumerate(cells):
         apply_layer(cell, key, suite, direction, kind, slot)
 
@@ -143,7 +144,7 @@ class ClientBuild:
         if len({hop.node_id for hop in hops}) != len(hops):
             raise LocalProtocolError("a circuit passes each relay once")
         self._suite = suite
-        slots = _shuffled(entropy)
+        slots = shuffled_slots(entropy)
         ids = [hop.node_id for hop in hops[1:]] + [_NO_NODE]
         proofs = proofs or [Proof(entropy(X25519_SIZE), entropy(WORK_SIZE)) for _ in hops]
         parts = zip(hops, ids, slots[: len(hops)], proofs, strict=True)
@@ -176,14 +177,12 @@ class ClientBuild:
         return ClientCircuit(self._suite, tuple(self._open(i, record, cells) for i, record in enumerate(self._records)))
 
     def _check_spares(self, cells: list[bytearray]) -> None:
-        same = True
-        owned = {record.slot for record in self._records}
-        for slot in set(range(BUILD_SLOTS)) - owned:
-            expected = bytearray(self.cells[slot])
+        spares = set(range(BUILD_SLOTS)) - {record.slot for record in self._records}
+        expected = {slot: bytearray(self.cells[slot]) for slot in spares}
+        for slot, cell in expected.items():
             for build_layer, _ in self._layers:
-                apply_layer(expected, build_layer, self._suite, FORWARD, KIND_BUILD, slot)
-            same &= hmac.compare_digest(expected, cells[slot])
-        if not same:
+                apply_layer(cell, build_layer, self._suite, FORWARD, KIND_BUILD, slot)
+        if not equal_slots(list(expected.values()), [cells[slot] for slot in expected]):
             raise RemoteProtocolError("a spare slot of a build was changed")
 
     def _open(self, i: int, record: _Record, cells: list[bytearray]) -> HopLayers:
@@ -202,7 +201,15 @@ class ClientBuild:
         return HopLayers(keys.forward_seed, keys.backward_seed, keys.ck)
 
 
-def _shuffled(entropy: Entropy) -> list[int]:
+def equal_slots(some: Sequence[bytes | bytearray], others: Sequence[bytes | bytearray]) -> bool:
+    """Whether all of these cells are the same, in constant time."""
+    same = True
+    for one, other in zip(some, others, strict=True):
+        same &= hmac.compare_digest(one, other)
+    return same
+
+
+def shuffled_slots(entropy: Entropy) -> list[int]:
     """The seven slots in random order, without bias."""
     left, drawn = list(range(BUILD_SLOTS)), []
     while left:
@@ -241,10 +248,15 @@ class HopResult:
     status: int
     _answer_key: bytes
 
+    @property
+    def secrets(self) -> tuple[bytes, bytes, bytes]:
+        """What outlives the build: seeds of the data layers, forward and backward, and the circuit key."""
+        return self.forward_seed, self.backward_seed, self.ck
+
     def answer_layer(self, cells: Sequence[bytes]) -> list[bytes]:
         """The seven cells on their way back, through this hop's answer layer."""
         found = [bytearray(cell) for cell in cells]
-        _apply(found, self._answer_key, self.suite, BACKWARD, KIND_ANSWER)
+        apply_slots(found, self._answer_key, self.suite, BACKWARD, KIND_ANSWER)
         return [bytes(cell) for cell in found]
 
 
@@ -299,7 +311,7 @@ class HopBuild:
         out = [bytearray(cell) for cell in cells]
         out[opened.slot][:] = y_public + schedule.seal(keys.answer_seal, y_public + opened.t0, body)
         build_layer, answer_layer = opened.keys.layers(opened.suite)
-        _apply(out, build_layer, opened.suite, FORWARD, KIND_BUILD)
+        apply_slots(out, build_layer, opened.suite, FORWARD, KIND_BUILD)
         passed = tuple(bytes(cell) for cell in out)
         return HopResult(opened.next, passed, opened.suite, keys.forward_seed, keys.backward_seed, keys.ck, status, answer_layer)
 

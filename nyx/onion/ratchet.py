@@ -10,7 +10,10 @@ each cell carries. Two epochs are kept: the current one, and for a while the one
 the other parity that comes `gap` or more after the last move is of the next epoch, a sooner one of the epoch before; so the epoch
 before is of no use after `gap`, and is erased. Source: docs/protocol.md, "Layer epochs".
 
-    keys of a hop and direction: layer key of even epochs 176 | of odd epochs 176 | seed of even epochs 32 | of odd ones 32
+    keys of a hop: of forward, of backward, circuit key 32 | the next one 32
+    ... and direction: layer key of even epochs 176 | of odd epochs 176 | seed of even epochs 32 | of odd ones 32 | fresh seed 32
+
+A refresh (`nyx.onion.refresh`) puts a fresh seed there, which takes over at an epoch named for the whole circuit, "fresh_at".
 
 A kill at any point leaves either epoch in force, whole. The commits are single words: "kept" takes the other place's epoch out of
 use before it is overwritten, "now" (epoch and time of the move) puts the next one in force, and only then is the old seed erased.
@@ -27,6 +30,7 @@ from nyx.crypto.scratch import SCRATCH_STREAM
 from nyx.crypto.sodium import HMAC_SIZE, hmac_sha256, is_zero, memzero
 from nyx.crypto.suites import SUITE_AEGIS128L
 from nyx.kernel import Int, address, called, inline, load_acquire, load_word, store_release, store_word
+from nyx.onion.refresh import Fresh
 from nyx.wire.geometry import LAYER_KEY_AEGIS, LAYER_KEY_CHACHA, LAYER_KEY_MAX, SEED_SIZE
 
 INTERVAL: Final = 30  # seconds between two marks
@@ -54,8 +58,11 @@ _NOW: Final = int(_FIELDS["now"][1])
 _KEPT: Final = int(_FIELDS["kept"][1])
 
 _SEEDS: Final = 2 * LAYER_KEY_MAX
-CHAIN_KEYS: Final = _SEEDS + 2 * SEED_SIZE  # bytes of a hop and direction
-HOP_KEYS: Final = 2 * CHAIN_KEYS
+_FRESH: Final = _SEEDS + 2 * SEED_SIZE
+CHAIN_KEYS: Final = _FRESH + SEED_SIZE  # bytes of a hop and direction
+_CK: Final = 2 * CHAIN_KEYS
+_FRESH_CK: Final = _CK + SEED_SIZE
+HOP_KEYS: Final = _FRESH_CK + SEED_SIZE
 
 _LAYER: Final = np.frombuffer(LABEL_LAYER, np.uint8)
 _RATCHET: Final = np.frombuffer(LABEL_RATCHET, np.uint8)
@@ -66,13 +73,40 @@ Bytes = NDArray[np.uint8]
 Chains = NDArray[Any]
 
 
+def _write(keys: Bytes, at: int, secret: bytes) -> None:
+    keys[at : at + len(secret)] = np.frombuffer(secret, np.uint8)
+    forget(secret)
+
+
 def begin_chain(keys: Bytes, block: int, direction: int, seed: bytes, suite: int) -> None:
     """Write the keys of epoch 0 of a hop and direction; `seed` is zeros afterwards."""
     at = block * HOP_KEYS + direction * CHAIN_KEYS
-    key = layer_key(seed, suite)
-    keys[at : at + len(key)] = np.frombuffer(key, np.uint8)
-    keys[at + _SEEDS : at + _SEEDS + SEED_SIZE] = np.frombuffer(seed, np.uint8)
-    forget(key, seed)
+    _write(keys, at, layer_key(seed, suite))
+    _write(keys, at + _SEEDS, seed)
+
+
+def write_circuit_key(keys: Bytes, block: int, ck: bytes) -> None:
+    """Write the circuit key of a hop; `ck` is zeros afterwards."""
+    _write(keys, block * HOP_KEYS + _CK, ck)
+
+
+def read_circuit_key(keys: Bytes, block: int) -> bytes:
+    """The circuit key of a hop."""
+    return keys[block * HOP_KEYS + _CK : block * HOP_KEYS + _FRESH_CK].tobytes()
+
+
+def write_fresh(keys: Bytes, block: int, fresh: Fresh) -> None:
+    """Write what a refresh gave for a hop; it is not in force before "fresh_at" says so. `fresh` is zeros afterwards."""
+    at = block * HOP_KEYS
+    _write(keys, at + _FRESH, fresh.forward_seed)
+    _write(keys, at + CHAIN_KEYS + _FRESH, fresh.backward_seed)
+    _write(keys, at + _FRESH_CK, fresh.ck)
+
+
+def settle_circuit_key(keys: Bytes, block: int) -> None:
+    """The next circuit key of a hop takes the place of the last. May be done again."""
+    at = block * HOP_KEYS
+    keys[at + _CK : at + _FRESH_CK] = keys[at + _FRESH_CK : at + HOP_KEYS]
 
 
 @inline
@@ -131,8 +165,8 @@ def _layer_size(suite: Int) -> Int:
 
 @called
 def advance(
-    chains: Chains, chain: Int, keys: Bytes, block: Int, hops: Int, direction: Int, suite: Int, cells: Int, now: Int,
-    scratch: Bytes,
+    chains: Chains, chain: Int, keys: Bytes, block: Int, hops: Int, direction: Int, suite: Int, fresh_at: Int, cells: Int,
+    now: Int, scratch: Bytes,
 ) -> Int:  # fmt: skip
     """Put the next epoch in force for all hops of a chain and erase the old seeds; returns its number. `cells`: passed so far."""
     base = address(chains) + chain * _ROW
@@ -140,7 +174,10 @@ def advance(
     store_release(base + _KEPT, epoch)
     for hop in range(hops):
         at = chain_keys(block + hop, direction)
-        _expand(keys, seed_at(at, epoch + 1), np.int64(SEED_SIZE), seed_at(at, epoch), _RATCHET, scratch)
+        if fresh_at == epoch + 1:
+            _copy(address(keys) + seed_at(at, epoch + 1), address(keys) + at + _FRESH, np.int64(SEED_SIZE))
+        else:
+            _expand(keys, seed_at(at, epoch + 1), np.int64(SEED_SIZE), seed_at(at, epoch), _RATCHET, scratch)
         _expand(keys, key_at(at, epoch + 1), _layer_size(suite), seed_at(at, epoch + 1), _LAYER, scratch)
     chains[chain]["since"] = cells
     chains[chain]["confirmed"] = 0
@@ -152,8 +189,8 @@ def advance(
 
 @inline
 def follow(
-    chains: Chains, chain: Int, parity: Int, keys: Bytes, block: Int, hops: Int, direction: Int, suite: Int, cells: Int, now: Int,
-    gap: Int, scratch: Bytes,
+    chains: Chains, chain: Int, parity: Int, keys: Bytes, block: Int, hops: Int, direction: Int, suite: Int, fresh_at: Int,
+    cells: Int, now: Int, gap: Int, scratch: Bytes,
 ) -> Int:  # fmt: skip
     """The epoch of an arriving cell of this parity, moving on if it is the next one; -1 where its keys are gone. `gap` in ms."""
     base = address(chains) + chain * _ROW
@@ -162,7 +199,7 @@ def follow(
     if parity == epoch & 1:
         return epoch
     if epoch == 0 or now // MS - (word & _MOVED) >= gap:  # nothing is older than epoch 0
-        return advance(chains, chain, keys, block, hops, direction, suite, cells, now, scratch)
+        return advance(chains, chain, keys, block, hops, direction, suite, fresh_at, cells, now, scratch)
     if load_acquire(base + _KEPT) < epoch:
         return epoch - 1
     return np.int64(-1)
@@ -199,4 +236,17 @@ def mend_chain(chains: Chains, chain: Int, keys: Bytes, block: Int, hops: Int, d
         if load_acquire(base + _KEPT) == epoch and is_zero(key, LAYER_KEY_MAX) == 0:
             memzero(key, LAYER_KEY_MAX)
             found = 1
+    return found
+
+
+@inline
+def forget_fresh(keys: Bytes, block: Int, hops: Int) -> Int:
+    """Erase what a refresh gave, once it has taken over or will not; 1 if there was anything."""
+    found: Int = 0
+    for hop in range(hops):
+        base = address(keys) + (np.int64(block) + hop) * HOP_KEYS
+        for at in (_FRESH, CHAIN_KEYS + _FRESH, _FRESH_CK):
+            if is_zero(base + at, SEED_SIZE) == 0:
+                memzero(base + at, SEED_SIZE)
+                found = 1
     return found

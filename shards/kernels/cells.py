@@ -81,7 +81,7 @@ def _follow(
     cells = np.int64(circuit["cells_forth"]) if direction == FORTH else np.int64(circuit["cells_back"])
     epoch = follow(
         chains, chain, header_parity(pool[at + PACKET_TYPE]), keys, np.int64(circuit["keys"]) - 1, np.int64(circuit["hops"]),
-        direction, np.int64(circuit["suite"]), cells, now, gap, scratch,
+        direction, np.int64(circuit["suite"]), np.int64(circuit["fresh_at"]), cells, now, gap, scratch,
     )  # fmt: skip
     if epoch < 0:
         return np.int64(-1 - _OLD_EPOCH)

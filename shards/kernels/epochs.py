@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nyx.kernel import Int, kernel
-from nyx.onion.ratchet import CHAIN, advance, forget_before, mend_chain
+from nyx.onion.ratchet import CHAIN, advance, chain_epoch, forget_before, forget_fresh, mend_chain
 from shards.tables import CIRCUIT, FORTH, LIVE, ROLE_CLIENT
 
 
@@ -24,7 +24,8 @@ def move_circuits(circuits: Any, chains: Any, keys: Any, rows: Any, n: Int, now:
         direction = np.int64(FORTH) if client else np.int64(1 - FORTH)
         cells = np.int64(circuit["cells_forth"]) if client else np.int64(circuit["cells_back"])
         block, hops, suite = np.int64(circuit["keys"]) - 1, np.int64(circuit["hops"]), np.int64(circuit["suite"])
-        advance(chains, 2 * row + direction, keys, block, hops, direction, suite, cells, now, scratch)
+        fresh_at = np.int64(circuit["fresh_at"])
+        advance(chains, 2 * row + direction, keys, block, hops, direction, suite, fresh_at, cells, now, scratch)
         circuit["in_hand"] = 0
     return 0
 
@@ -43,11 +44,32 @@ def forget_epochs(circuits: Any, chains: Any, keys: Any, now: Int, gap: Int) -> 
 
 @kernel("i8", CIRCUIT, CHAIN, "u1[]")
 def mend_epochs(circuits: Any, chains: Any, keys: Any) -> Any:
-    """Erase what a death left of moves that were under way; returns of how many directions."""
+    """Erase what a death left of moves and refreshes that were under way; returns of how many."""
     found = np.int64(0)
     for row in range(circuits.size):
         if np.int64(circuits[row]["state"]) == LIVE:
             block, hops = np.int64(circuits[row]["keys"]) - 1, np.int64(circuits[row]["hops"])
             for direction in range(2):
                 found += mend_chain(chains, 2 * row + direction, keys, block, hops, direction)
+            if np.int64(circuits[row]["fresh_at"]) == 0:
+                found += forget_fresh(keys, block, hops)
     return found
+
+
+@kernel("i8", CIRCUIT, "u1[]", "i8")
+def drop_fresh(circuits: Any, keys: Any, row: Int) -> Any:
+    """Erase what a refresh of this circuit gave; 1 if there was anything."""
+    return np.int64(forget_fresh(keys, np.int64(circuits[row]["keys"]) - 1, np.int64(circuits[row]["hops"])))
+
+
+@kernel("i8", CIRCUIT, CHAIN, "i8[]")
+def taken_over(circuits: Any, chains: Any, rows: Any) -> Any:
+    """The circuits whose fresh keys are in force both ways, into rows; returns how many."""
+    n = np.int64(0)
+    for row in range(circuits.size):
+        at = np.int64(circuits[row]["fresh_at"])
+        slower = min(chain_epoch(chains, 2 * row), chain_epoch(chains, 2 * row + 1))
+        if np.int64(circuits[row]["state"]) == LIVE and 0 < at <= slower:
+            rows[n] = row
+            n += 1
+    return n

@@ -22,15 +22,16 @@ from nyx.link.session import SESSION_HELD
 from nyx.stream import columns as c
 from nyx.stream.inspect import check_invariants
 from nyx.wire.codes import Drop
-from shards import batch, circuits, clients, desk, hops, links, outbox, ratchet, sessions
+from shards import batch, circuits, clients, desk, hops, links, outbox, ratchet, refresh, sessions
 from tests.shards.small_network import MS, RING, SECOND, Network, SmallNode
 
-MODULES = (batch, circuits, clients, desk, hops, links, outbox, ratchet, sessions)
+MODULES = (batch, circuits, clients, desk, hops, links, outbox, ratchet, refresh, sessions)
 FILES = [Path(str(module.__file__)) for module in MODULES]
 FILES += [FILES[0].parents[1] / "nyx" / name for name in ("link/channel.py", "link/session.py", "onion/seen.py")]
 KERNELS = {
     "find_sessions", "open_packets", "sort_packets", "process_cells", "wrap_cells", "group_by_session", "seal_packets", "send",
-    "give", "take", "wipe_session", "receive", "move_circuits", "forget_epochs", "mend_epochs",
+    "give", "take", "wipe_session", "receive", "move_circuits", "forget_epochs", "mend_epochs", "drop_fresh",
+    "taken_over",
 }  # fmt: skip
 MORE = random.Random(3).randbytes(5_000)
 UP, DOWN = random.Random(1).randbytes(30_000), random.Random(2).randbytes(20_000)
@@ -192,7 +193,7 @@ class Story:
     def tell(self) -> None:
         self.until(self._open, 20)
         self.until(self._whole, 5)
-        self.net.run(36, SECOND // 4)  # sessions of the key exchange end, layer epochs begin and are forgotten
+        self.net.run(66, SECOND // 4)  # sessions of the key exchange end, two layer epochs begin, a refresh takes over
         if self._lives():
             write(self.client, self.row, UP + MORE)
             self.client.streams.moved(np.array([self.row], np.int64), 1)

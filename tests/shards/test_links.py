@@ -212,7 +212,7 @@ def test_a_second_exchange_ends_the_link(net, frame):
     assert client.links.all() == []
 
 
-@pytest.mark.parametrize("header", [0x00, 0x08, 0x10])
+@pytest.mark.parametrize("header", [0x00, 0x08, 0x10, 0x18, 0x20])
 def test_no_cell_of_any_kind_passes_under_generation_0(net, header):
     client, relay = net.clients[0], net.relays[0]
     link = net.link(client, 0)
@@ -226,7 +226,7 @@ def test_no_cell_of_any_kind_passes_under_generation_0(net, header):
 
 @pytest.mark.parametrize(
     ("header", "circuit"),
-    [(0x28, 5), (0x21, 5), (0x60, 0), (0x01, 5), (0x18, 5), (0x40, 5), (0x00, 0), (0x42, 0), (0x80, 0), (0xC0, 0)],
+    [(0x28, 5), (0x21, 5), (0x60, 0), (0x01, 5), (0x38, 5), (0x40, 5), (0x00, 0), (0x42, 0), (0x80, 0), (0xC0, 0)],
 )
 def test_headers_that_break_a_rule_are_dropped_without_a_word(net, header, circuit):
     client, relay = net.clients[0], net.relays[0]

@@ -139,11 +139,12 @@ def test_all_circuits_move_at_the_marks_and_a_little_later_each(rng, tmp_path):
 def test_keys_of_an_epoch_are_gone_after_the_gap_and_those_of_the_next_are_not_there(net):
     net.run(100, SECOND // 10)
     for node in everybody(net):
-        keys = node.columns["layer_keys"].reshape(-1, ratchet.CHAIN_KEYS)
+        hops = node.columns["layer_keys"].reshape(-1, ratchet.HOP_KEYS)[:, : 2 * ratchet.CHAIN_KEYS]
+        keys = hops.reshape(-1, ratchet.CHAIN_KEYS)
         held = keys[keys.any(axis=1)]
         size = LAYER_KEY_MAX
         even, odd = held[:, :size].any(axis=1), held[:, size : 2 * size].any(axis=1)
-        seeds = held[:, 2 * size : 2 * size + 32].any(axis=1), held[:, 2 * size + 32 :].any(axis=1)
+        seeds = held[:, 2 * size : 2 * size + 32].any(axis=1), held[:, 2 * size + 32 : 2 * size + 64].any(axis=1)
         assert (seeds[0] != seeds[1]).all(), "one seed, that of the current epoch"
         moved = node.columns["layer_epochs"]["now"] & ((1 << MOVED_BITS) - 1)
         if net.now // MS - int(moved.max()) >= 15_500:

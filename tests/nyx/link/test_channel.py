@@ -277,7 +277,7 @@ def test_never_more_than_64_open_and_the_queue_is_bounded():
 BAD = {
     "type 2": (0x80, 0, bytes(1228), Drop.BAD_HEADER),
     "data cell": (0x00, 0, b"\0\0\0\1" + bytes(1224), Drop.BAD_HEADER),
-    "refresh": (0x18, 0, b"\0\0\0\1" + bytes(1224), Drop.BAD_HEADER),
+    "refresh": (0x38, 0, b"\0\0\0\1" + bytes(1224), Drop.BAD_HEADER),
     "slot 7": (0x0F, 0, b"\0\0\0\1" + bytes(1224), Drop.BAD_HEADER),
     "parity": (0x28, 0, b"\0\0\0\1" + bytes(1224), Drop.BAD_HEADER),
     "build on circuit 0": (0x08, 0, bytes(1228), Drop.BAD_HEADER),
@@ -353,7 +353,7 @@ def test_what_callers_may_not_send():
     for wrong in ([], [LinkAck(0, 0)], [Close(0)]):
         with pytest.raises(LocalProtocolError):
             channel.send_frames(wrong)
-    for kind, slot, circuit, size in ((0, 0, 1, 1224), (3, 0, 1, 1224), (1, 0, 0, 1224), (1, 0, 1, 1223)):
+    for kind, slot, circuit, size in ((0, 0, 1, 1224), (3, 0, 0, 1224), (1, 0, 0, 1224), (1, 0, 1, 1223)):
         with pytest.raises(LocalProtocolError):
             channel.send_cell(kind, slot, circuit, bytes(size))
 

@@ -126,7 +126,7 @@ def test_position_and_length_do_not_show_in_sizes_or_slots(rng):
     """Slots are drawn uniformly, whatever the hop and the length."""
     counts = np.zeros((7, 7))
     for _ in range(350):
-        for position, slot in enumerate(module._shuffled(rng.randbytes)):
+        for position, slot in enumerate(module.shuffled_slots(rng.randbytes)):
             counts[position, slot] += 1
     assert float(((counts - 50) ** 2 / 50).sum()) < 36 + 6 * (2 * 36) ** 0.5
     for hops in range(1, 8):
@@ -137,8 +137,8 @@ def test_position_and_length_do_not_show_in_sizes_or_slots(rng):
 
 def test_slots_are_drawn_without_bias():
     """Of 256 values of a byte, 252 fall on seven slots alike; the last four are drawn again."""
-    assert module._shuffled(iter_entropy([255, 254, 253, 252, 251, 0, 0, 0, 0, 0, 0])) == [6, 0, 1, 2, 3, 4, 5]
-    assert module._shuffled(iter_entropy([7, 252, 251, 255, 250, 0, 0, 0, 0, 0]))[0] == 0
+    assert module.shuffled_slots(iter_entropy([255, 254, 253, 252, 251, 0, 0, 0, 0, 0, 0])) == [6, 0, 1, 2, 3, 4, 5]
+    assert module.shuffled_slots(iter_entropy([7, 252, 251, 255, 250, 0, 0, 0, 0, 0]))[0] == 0
 
 
 def iter_entropy(values):

@@ -25,12 +25,12 @@ SECOND = 1_000_000_000
 
 @kernel("i8", CHAIN, "i8", "u1[]", "i8", "i8", "i8", "i8", "i8", "i8", "u1[]")
 def move(chains: Any, chain: Any, keys: Any, block: Any, hops: Any, direction: Any, suite: Any, cells: Any, now: Any, scratch: Any) -> Any:  # fmt: skip  # noqa: E501
-    return advance(chains, chain, keys, block, hops, direction, suite, cells, now, scratch)
+    return advance(chains, chain, keys, block, hops, direction, suite, 0, cells, now, scratch)
 
 
 @kernel("i8", CHAIN, "i8", "i8", "u1[]", "i8", "i8", "i8", "i8", "i8", "i8", "u1[]")
 def see(chains: Any, chain: Any, parity: Any, keys: Any, block: Any, hops: Any, direction: Any, suite: Any, now: Any, gap: Any, scratch: Any) -> Any:  # fmt: skip  # noqa: E501
-    return follow(chains, chain, parity, keys, block, hops, direction, suite, 0, now, gap, scratch)
+    return follow(chains, chain, parity, keys, block, hops, direction, suite, 0, 0, now, gap, scratch)
 
 
 @kernel("i8", CHAIN, "i8", "u1[]", "i8", "i8", "i8", "i8", "i8")
