@@ -36,8 +36,9 @@ class Api:
 
     @property
     def problem(self) -> str | None:
-        """Why something is not served."""
-        return "; ".join(self._problems.values()) or None
+        """Why something is not served, or not as its files say now."""
+        problems = [*self._problems.values(), self._grpc.problem if self._grpc else None]
+        return "; ".join(filter(None, problems)) or None
 
     async def run(self) -> None:
         """Serve until cancelled."""

@@ -5,9 +5,8 @@ By TCP nobody is served without a certificate that `api.client_ca` signed or the
 reflection. Source: gRPC core's grpc_types.h for the options.
 """
 
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,9 +16,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from control.api import rpc
+from control.api.access import Certificates, Renewed, TokenCheck
 from control.api.carrier import Carrier
 from control.api.configuration import Configuration
-from control.api.errors import KINDS, trailing
 from control.api.generated import nyx_v1_pb2 as pb
 from control.api.node import Node
 from control.api.streams import Streams
@@ -27,16 +26,12 @@ from control.feed.watch import Told, Watch
 from control.pages import Pages
 from control.schemas import Status
 from control.service import Service, address_text
-from nyx.config import ApiConfig, Config
-from nyx.errors import ConfigError
-from nyx.files import read_private
+from nyx.config import Config
 
 REQUEST_MAX: Final = 1 << 20  # bytes of a client's message
 ANSWER_MAX: Final = 64 << 20
 CALLS_MAX: Final = 256  # at one time
 GRACE: Final = 0.5  # seconds for calls to end when the control process does
-TOKEN_LENGTH: Final = (16, 1024)  # bytes
-_FILE_MAX: Final = 1 << 16
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", REQUEST_MAX),
     ("grpc.max_send_message_length", ANSWER_MAX),
@@ -74,6 +69,7 @@ class Grpc:
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._healthy = False
+        self._keys: list[Renewed[Any]] = []
 
     async def local(self, path: Path) -> None:
         """Serve on a unix socket."""
@@ -87,16 +83,23 @@ class Grpc:
         """Serve by TCP. Raises ConfigError, and RuntimeError where the address cannot be had."""
         config = self._config
         assert config.listen is not None
-        token = _token(config.token_file) if config.token_file else None
-        server = await self._server((_TokenCheck(token),) if token else ())
+        token = TokenCheck(config.token_file) if config.token_file else None
+        certificates = Certificates(config) if config.tls_cert else None
+        server = await self._server((token,) if token else ())
         host, port = config.listen
         address = address_text((host, port))
-        if config.tls_cert:
-            server.add_secure_port(address, _credentials(config))
+        if certificates:
+            server.add_secure_port(address, certificates.credentials())
         else:
             server.add_insecure_port(address)
         await server.start()
         self._servers.append(server)
+        self._keys = [found for found in (token and token.token, certificates and certificates.files) if found]
+
+    @property
+    def problem(self) -> str | None:
+        """Why a certificate or token that is there now is not in force."""
+        return "; ".join(keys.problem for keys in self._keys if keys.problem) or None
 
     async def stop(self) -> None:
         """End every call and stream."""
@@ -121,49 +124,3 @@ class Grpc:
         for name in ("", *_SERVICES):
             waits = name in {"", "nyx.v1.Streams"} and not status.ready
             await self._health.set(name, values.NOT_SERVING if waits else values.SERVING)
-
-
-class _TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets a call through whose metadata has the token."""
-
-    def __init__(self, token: bytes) -> None:
-        self._expected = b"Bearer " + token
-        self._refusal: Any = grpc.unary_unary_rpc_method_handler(_unauthenticated)
-
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Look at every call, also of methods that there are not."""
-        for key, value in handler_call_details.invocation_metadata or ():
-            given = value.encode() if isinstance(value, str) else value
-            if key == "authorization" and hmac.compare_digest(given, self._expected):
-                return await continuation(handler_call_details)
-        return self._refusal
-
-
-async def _unauthenticated(_request: Any, context: Any) -> None:
-    code = "unauthenticated"
-    await context.abort(KINDS[code].status, "the token is missing or wrong", trailing(code))
-
-
-def _token(path: Path) -> bytes:
-    token = read_private(path, _FILE_MAX).strip()
-    least, most = TOKEN_LENGTH
-    if not least <= len(token) <= most or not token.isascii() or not token.decode("latin-1").isprintable() or b" " in token:
-        raise ConfigError([f"{path}: a token has {least} to {most} printable characters and no space: openssl rand -hex 32"])
-    return token
-
-
-def _credentials(config: ApiConfig) -> grpc.ServerCredentials:
-    assert config.tls_cert is not None
-    assert config.tls_key is not None
-    key, chain = read_private(config.tls_key, _FILE_MAX), _read(config.tls_cert)
-    roots = _read(config.client_ca) if config.client_ca else None
-    return grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=roots is not None)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error

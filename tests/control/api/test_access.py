@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -171,6 +172,77 @@ def test_by_tcp_only_a_signed_certificate_lets_in(tmp_path):
             with pytest.raises(grpc.RpcError) as error:
                 asked(key, chain)
             assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def warned(running, word):
+    """Wait for a warning with this word; all warnings."""
+    until = time.monotonic() + TIME
+    with dialled(running) as channel:
+        client = services.NodeStub(channel)
+        while True:
+            found = list(client.GetInfo(pb.GetInfoRequest(), timeout=TIME).warnings)
+            if any(word in text for text in found):
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.05)
+
+
+def test_a_new_token_holds_from_the_next_call_on_and_a_bad_one_never(tmp_path):
+    port, one, other = free_port(), "0123456789abcdef", "fedcba9876543210"
+    file = private(tmp_path / "token", one.encode())
+    with node(tmp_path, config=tcp(port, token_file=file)) as running, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client = services.NodeStub(channel)
+
+        def lets_in(token):
+            metadata = (("authorization", f"Bearer {token}"),)
+            called = client.GetInfo.future(pb.GetInfoRequest(), metadata=metadata, timeout=TIME, wait_for_ready=True)
+            refused: grpc.StatusCode | None = called.code() if called.exception() else None
+            return {None: True, grpc.StatusCode.UNAUTHENTICATED: False}[refused]
+
+        assert (lets_in(one), lets_in(other)) == (True, False)
+        file.write_text(other)
+        assert (lets_in(one), lets_in(other)) == (False, True)
+        file.write_text("short")
+        assert (lets_in("short"), lets_in(other)) == (False, True)
+        [text] = [text for text in warned(running, "a token has") if "a token has" in text]
+        assert "what was read before stays in force" in text
+        assert "short" not in text
+        file.write_text(one)
+        assert (lets_in(one), lets_in(other)) == (True, False)
+
+
+def test_a_renewed_certificate_is_shown_to_the_next_connection_and_half_a_pair_to_none(tmp_path):
+    port = free_port()
+    ours = authority("ours")
+    first, second, mine = ours.issue("localhost"), ours.issue("localhost"), ours.issue("desk")
+    keys = {
+        "tls_cert": private(tmp_path / "cert", first.chain), "tls_key": private(tmp_path / "key", first.key),
+        "client_ca": private(tmp_path / "ca", ours.chain),
+    }  # fmt: skip
+    files = {name: private(tmp_path / f"{name}.pem", data) for name, data in (("key", mine.key), ("chain", mine.chain))}
+
+    def shown():
+        context = ssl.create_default_context(cadata=ours.chain.decode())
+        context.load_cert_chain(files["chain"], files["key"])
+        with (
+            socket.create_connection(("127.0.0.1", port), TIME) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as tls,
+        ):
+            return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").split()
+
+    with node(tmp_path, config=tcp(port, **keys)) as running:
+        until = time.monotonic() + TIME
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                assert shown() == first.chain.decode().split()
+                break
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        keys["tls_cert"].write_bytes(second.chain)
+        assert shown() == first.chain.decode().split()
+        assert "not the key of the certificate" in "\n".join(warned(running, "not the key"))
+        keys["tls_key"].write_bytes(second.key)
+        assert shown() == second.chain.decode().split()
 
 
 @pytest.mark.parametrize(
