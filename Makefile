@@ -99,6 +99,8 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 # A folder of packages that are there already (some environment's site-packages), for a machine without a network: none is fetched.
 PACKAGES ?=
+# Not empty: with what telemetry.otlp needs, OpenTelemetry's SDK.
+OTEL ?=
 TO := $(DESTDIR)$(PREFIX)
 CONF := $(DESTDIR)$(SYSCONFDIR)/nyx
 ENVIRONMENT := $(TO)/lib/nyx
@@ -119,6 +121,7 @@ install: ## install for the whole machine, with systemd units: PREFIX=/usr/local
 	umask 022; site=$$($(ENVIRONMENT)/bin/python3 -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	if test -n "$(PACKAGES)"; then echo "$(abspath $(PACKAGES))" >"$$site/packages.pth"; \
 	else rm -f "$$site/packages.pth"; $(INTO) --only-binary :all: --require-hashes -r requirements.lock; fi
+	@if test -n "$(OTEL)"; then umask 022; $(INTO) --only-binary :all: --require-hashes -r requirements-otel.lock; fi
 	umask 022; $(INTO) --no-deps --no-build-isolation --force-reinstall .
 	@# Commands that name the staging folder in their first line; nyxd and nyxctl find the environment beside them.
 	find $(ENVIRONMENT)/bin -type f -delete
@@ -185,7 +188,8 @@ COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/nul
 lock: ## resolve pyproject.toml again and pin every package with its hashes
 	test -x $(BIN)/pip-compile || $(MAKE) venv
 	$(COMPILE) --extra build --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra build --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra otel --constraint requirements.lock --output-file requirements-otel.lock pyproject.toml
+	$(COMPILE) --extra build --extra dev --extra otel --constraint requirements.lock --constraint requirements-otel.lock --output-file requirements-dev.lock pyproject.toml
 	$(COMPILE) --extra fuzz --constraint requirements.lock --output-file requirements-fuzz.lock pyproject.toml
 
 .PHONY: clean

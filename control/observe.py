@@ -1,4 +1,4 @@
-"""What the control process serves beside the admin socket: metrics for Prometheus, the feed over ZeroMQ, the API over gRPC.
+"""What the control process tells beside the admin socket: by Prometheus, ZeroMQ, gRPC and OpenTelemetry.
 
 Each part is a task of its own, as the configuration says, and none may stop the others.
 """
@@ -13,6 +13,7 @@ from control.feed.watch import Watch
 from control.metrics.server import MetricsServer
 from control.pages import Pages
 from control.service import Service, address_text
+from control.telemetry.run import Telemetry
 from nyx.config import Config
 
 
@@ -30,6 +31,10 @@ def start(config: Config, service: Service, pages: Pages) -> list[asyncio.Task[N
         api = Api(config, service, pages, watch)
         service.notices.append(lambda: api.problem)
         tasks.append(asyncio.create_task(api.run()))
+    if config.telemetry.otlp:
+        telemetry = Telemetry(config, service, pages, watch)
+        service.notices.append(lambda: telemetry.problem)
+        tasks.append(asyncio.create_task(telemetry.run()))
     tasks.append(asyncio.create_task(watch.ended()))
     return tasks
 

@@ -14,6 +14,7 @@ from control import health, schemas
 from control.channel import RESTART_DEADLINE, UPGRADE_DEADLINE, Channel, Supervisor, WorkerRefusedError, WorkerSilentError
 from control.pages import Pages, Processes
 from control.reload import Reloader
+from control.telemetry.spans import Trace, untraced
 from control.wire import Refusal
 from nyx import __version__, sealing
 from nyx.config import Config
@@ -45,6 +46,7 @@ class Service:
         self._supervisor = supervisor
         self.sealed = UNTOLD  # this process
         self.notices: list[Callable[[], str | None]] = []  # each tells what the user should know of the control process, or None
+        self.trace: Trace = untraced
         self._reloader = reloader
         self._operations: dict[str, Callable[[Args], Awaitable[schemas.Document]]] = {
             "status": self._status,
@@ -68,7 +70,8 @@ class Service:
         """The document that answers. Raises Refusal."""
         if op not in self._operations:
             raise Refusal("unknown_operation", f"this node knows no operation {op[:40]!r}")
-        return await self._operations[op](args)
+        with self.trace(op):
+            return await self._operations[op](args)
 
     async def _ask_all(self, op: Op, args: Args | None = None) -> tuple[dict[int, dict[str, Any]], list[int]]:
         """Answers by worker, and the workers that gave none."""

@@ -25,6 +25,7 @@ from nyx.readers import (
     ENDPOINT,
     FILE,
     LISTEN,
+    LOCAL,
     MEMORY,
     PATH,
     RULES,
@@ -165,6 +166,14 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """[telemetry]: OpenTelemetry; `otlp` is the collector on this machine that metrics and traces go to, or None for off."""
+
+    otlp: tuple[str, int] | None
+    interval: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A complete, checked configuration; `origins` says for every key ("path.hops") where its value comes from."""
 
@@ -180,6 +189,7 @@ class Config:
     metrics: MetricsConfig
     monitor: MonitorConfig
     api: ApiConfig
+    telemetry: TelemetryConfig
     log: Style
     origins: Mapping[str, str]
 
@@ -323,6 +333,14 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("api.tls_key", FILE, "", "its private key, PEM", "text"),
     Key("api.client_ca", FILE, "", "who signs the certificates that clients of the API by TCP must have, PEM", "text"),
     Key("api.token_file", FILE, "", "file with the token that clients of the API by TCP must send", "text"),
+    Key(
+        "telemetry.otlp",
+        LOCAL,
+        "off",
+        'OpenTelemetry collector, OTLP over HTTP, loopback like "127.0.0.1:4318", or "off"',
+        "text",
+    ),
+    Key("telemetry.interval", integer(1, 3600), 15, "seconds between two deliveries to it"),
     Key("log.format", choice(*FORMATS), "text", "text, json (an object a line) or journald (its own fields)", "text"),
     Key("log.level", choice(*LEVELS), "info", "debug, info, warning or error", "text"),
     Key("log.scrub", BOOLEAN, default=True, about="take addresses, host names, node ids and keys out of the log"),
@@ -397,7 +415,7 @@ def setting(config: Config, key: str) -> Any:
         return str(value)
     if key in ("workers.count", "limits.memory"):
         return value or "auto"
-    if _BY_NAME[key].read in (LISTEN, ENDPOINT):
+    if _BY_NAME[key].read in (LISTEN, LOCAL, ENDPOINT):
         return "off" if value is None else f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
     if value is None:
         return ""
@@ -481,6 +499,7 @@ class _Loader:
             MetricsConfig(**groups["metrics"]),
             MonitorConfig(**groups["monitor"]),
             ApiConfig(**groups["api"]),
+            TelemetryConfig(**groups["telemetry"]),
             Style(**groups["log"]),
             {key.name: self.raw[key.name][1] if key.name in self.raw else "built in" for key in KEYS},
         )

@@ -116,6 +116,13 @@ def _listen(value: Any) -> tuple[str, int] | None:
     return found
 
 
+def _local(value: Any) -> tuple[str, int] | None:
+    found = _endpoint(value)
+    if found and not is_loopback(found):
+        raise WrongValueError(f"{found[0]} is not a loopback address: reach a collector elsewhere through one on this machine")
+    return found
+
+
 def is_loopback(endpoint: tuple[str, int]) -> bool:
     """Whether only this machine reaches it."""
     return ipaddress.ip_address(endpoint[0]).is_loopback
@@ -163,6 +170,7 @@ USER: Final = Reader(_user, "string", "the name of a user, or empty")
 ADDRESS: Final = Reader(_address, "string", "a numeric IPv4 or IPv6 address")
 PATH: Final = Reader(_path, "string", "a path, counted from the file's folder")
 FILE: Final = Reader(_file, "string", "a path, counted from the file's folder, or empty")
+LOCAL: Final = Reader(_local, "string", 'a loopback address and port, or "off"')
 LISTEN: Final = Reader(_listen, "string", 'a loopback address and port, or "off"')
 ENDPOINT: Final = Reader(_endpoint, "string", 'a numeric address and port, or "off"')
 COUNT: Final = Reader(_count, "integer or string", '1 to 4, or "auto"')

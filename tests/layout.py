@@ -22,6 +22,7 @@ TOP_FILES: Final = {
     "pyproject.toml",
     "requirements-dev.lock",
     "requirements-fuzz.lock",
+    "requirements-otel.lock",
     "requirements.lock",
 }
 

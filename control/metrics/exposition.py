@@ -39,6 +39,12 @@ def render(pages: Pages, status: Status) -> bytes:
     return generate_latest(registry)
 
 
+def moment(pages: Pages, status: Status) -> list[Metric]:
+    """The same as families with their samples."""
+    table = pages.processes()
+    return list(_Moment(pages, status, usages(table) if table else []).collect())
+
+
 class _Moment(Collector):
     """What the client library asks for its samples."""
 

@@ -1,0 +1,1 @@
+"""OpenTelemetry, for who asks for it: metrics and spans of what operators do, to a collector on this machine."""
