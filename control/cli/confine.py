@@ -11,6 +11,7 @@ The namespaces (user, mount, network) need no root. Source: Linux unshare(2), us
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import struct
@@ -86,9 +87,22 @@ def _run(application: Sequence[str], port: int, proxy: tuple[str, int]) -> int:
             name, _, text = said.decode("utf-8", "replace").partition(" ")
             raise Failure(code, name or "failure", text or "the namespace could not be made")
         threading.Thread(target=_carry, args=(ours, proxy), daemon=True).start()
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256
+        return _end_of(pid) % 256
     finally:
         ours.close()
+
+
+def _end_of(pid: int) -> int:
+    """The exit code of a child, once it has ended; a handler runs at once, also for a signal that came just before the wait."""
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    ended = os.pidfd_open(pid)
+    while ended not in select.select([ended, woken], [], [])[0]:
+        os.read(woken, 64)
+    signal.set_wakeup_fd(-1)
+    for fd in (ended, woken, wake):
+        os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # ---------------------------------------------------------------- inside
@@ -109,7 +123,7 @@ def _inside(application: Sequence[str], port: int, outside: socket.socket) -> No
             signal.signal(number, lambda received, _frame: os.kill(child, received))
         outside.send(b"ready")
         threading.Thread(target=_hand_over, args=(listener, outside), daemon=True).start()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = _end_of(child)
         code = status if status >= 0 else 128 - status
     except PermissionError as error:
         text = "this system lets no user make namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone, AppArmor)"
