@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from bench.attack.line import FORWARD, Block, Line, Queue, queue_of, replace
+from nyx.onion.filter import GENERATION_NS
 from nyx.wire.codes import DROP_LABELS
 from nyx.wire.geometry import CELL_LEFT_SIZE, PACKET_CELL
 from shards.udp import BATCH
 from tests.shards.small_network import SECOND, SmallNode
 
-GENERATION: Final = 30 * SECOND
 RATE: Final = 1_000_000  # fresh cells a second of the apparatus' clock
-BUCKETS: Final = 1 << 22  # 2^24 places a generation, 30 s at half a million cells a second
+BUCKETS: Final = 1 << 22  # 2^24 places a generation, 50 s at a third of a million cells a second
 KILLS: Final = 5
 
 
@@ -138,7 +138,7 @@ def _over_generations(line: Line, total: int, found: Found) -> None:
     assert line.deliver(far, line.leave(line.nodes[2])) == BATCH
     steps = 8
     for _ in range(steps):
-        line.net.now += GENERATION // 2
+        line.net.now += GENERATION_NS // 2
         for _ in range(_rounds(total // steps)):
             line.deliver(line.nodes[2], _again(line, cells))
             found.count("cells over generations, at the end", BATCH, line.deliver(far, line.leave(line.nodes[2])))

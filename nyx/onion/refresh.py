@@ -57,11 +57,11 @@ class ClientRefresh:
             raise LocalProtocolError(f"a refresh of {len(cks)} hops")
         self.epoch: Final = epoch
         self._cks, self._suite, self._counter = list(cks), suite, counter
-        self._slots = shuffled_slots(entropy)[: len(cks)]
+        self.slots: Final = shuffled_slots(entropy)[: len(cks)]  # of the hops' requests; secret
         self._keys = [KemKey(entropy(KEM_SEED_SIZE)) for _ in cks]
         self._layers = [_layers(ck, suite, counter) for ck in cks]
         cells = [bytearray(entropy(CELL_SIZE)) for _ in range(BUILD_SLOTS)]
-        for i, (ck, key, slot) in enumerate(zip(cks, self._keys, self._slots, strict=True)):
+        for i, (ck, key, slot) in enumerate(zip(cks, self._keys, self.slots, strict=True)):
             body = _REQUEST.pack(key.public, epoch, bytes(20))
             sealing = schedule.refresh_seal(ck, FORWARD, counter)
             cells[slot][:] = schedule.seal(sealing, bytes((slot,)), body)
@@ -82,14 +82,14 @@ class ClientRefresh:
             for _, backward in self._layers:
                 remove_layer(cell, backward, self._suite, BACKWARD, KIND_REFRESH, slot)
         self._check_spares(cells)
-        return [self._open(i, cells[slot], slot) for i, slot in enumerate(self._slots)]
+        return [self._open(i, cells[slot], slot) for i, slot in enumerate(self.slots)]
 
     def forget(self) -> None:
         """It is over, answered or not: the keys that it holds are zeros afterwards."""
         forget(*self._cks, *(key for pair in self._layers for key in pair))
 
     def _check_spares(self, cells: Sequence[bytearray]) -> None:
-        spares = [slot for slot in range(BUILD_SLOTS) if slot not in self._slots]
+        spares = [slot for slot in range(BUILD_SLOTS) if slot not in self.slots]
         expected = [bytearray(self.cells[slot]) for slot in spares]
         for slot, cell in zip(spares, expected, strict=True):
             for forward, _ in self._layers:

@@ -10,7 +10,14 @@ from tests.fuzz.mutate import inputs
 from tests.fuzz.targets import TARGETS, Target, load
 
 COUNT = 300
-DEAR = {"build_hop": 80, "build_client": 80, "channel": 150, "responder": 100}  # a twin's layers, or many steps, in each input
+DEAR = {
+    "build_hop": 80,
+    "build_client": 80,
+    "refresh_hop": 80,
+    "refresh_client": 80,
+    "channel": 150,
+    "responder": 100,
+}  # a twin's layers, or many steps, in each input
 LOADED = {name: load(name) for name in TARGETS}  # here, as kernels that are not compiled yet take longer than a test may
 
 

@@ -22,6 +22,8 @@ TARGETS: Final[dict[str, str]] = {
     "link_packets": "link",
     "build_hop": "onion",
     "build_client": "onion",
+    "refresh_hop": "onion",
+    "refresh_client": "onion",
     "opened_cell": "onion",
     "streams": "streams",
     "cbor": "directory",

@@ -1,4 +1,4 @@
-"""Circuit builds at both ends, with fields chosen by the input under the right keys; and the opened cell."""
+"""Circuit builds and refreshes at both ends, with fields chosen by the input under the right keys; and the opened cell."""
 
 import random
 from typing import Any, Final
@@ -11,10 +11,13 @@ from nyx.errors import RemoteProtocolError
 from nyx.kernel import address, kernel
 from nyx.onion.build import ClientBuild, HopBuild
 from nyx.onion.cell import SEQUENCE_LIMIT, cell_accept, cell_sequence
+from nyx.onion.refresh import ClientRefresh, answer_layer, answer_refresh
 from nyx.wire.codes import Drop
 from nyx.wire.geometry import BUILD_SLOTS, CELL_SIZE, RECORD_BODY_SIZE, REPLY_BODY_SIZE, WINDOW_BITS
 from tests.fuzz.script import Script
+from tests.reference import agreement, circuit_refresh
 from tests.reference import circuit_build as twin
+from tests.reference.layer import layer, tweak
 
 WALL: Final = 1_800_000_000
 _RNG: Final = random.Random(31)
@@ -77,6 +80,58 @@ def build_client(data: bytes) -> bool:
         return False
     assert not choice & 1, "a changed cell passed"
     assert (found.hops[0].forward_seed, found.hops[0].ck) == (keys["forward"], keys["ck"])
+    return True
+
+
+_CK: Final = _RNG.randbytes(32)
+_BODY: Final = CELL_SIZE - 16
+
+
+def refresh_hop(data: bytes) -> bool:
+    """Seven cells with a request whose fields are the input's, or with none: silence, or seven others that are all changed."""
+    script = Script(data)
+    choice, raw = script.number(), script.take(_BODY)
+    cells = [random.Random(slot).randbytes(CELL_SIZE) for slot in range(BUILD_SLOTS)]
+    suite, counter = 1 + (choice >> 3 & 1), choice >> 4
+    if choice:
+        slot = choice % BUILD_SLOTS
+        cells[slot] = agreement.seal(circuit_refresh.seal_key(_CK, 0, counter), bytes([slot]), raw)
+    try:
+        found = answer_refresh(cells, _CK, suite, range(1, 9), cells_forward=1, cells_backward=2)
+    except RemoteProtocolError:
+        return False
+    assert counter in range(1, 9)
+    assert (found.counter, found.epoch) == (counter, int.from_bytes(raw[1184:1188], "big"))
+    assert not any(raw[1188:])
+    assert [len(cell) for cell in found.cells] == [CELL_SIZE] * BUILD_SLOTS
+    assert not set(found.cells) & set(cells)
+    assert len(answer_layer(found.cells, _CK, suite, counter)) == BUILD_SLOTS
+    return True
+
+
+_REFRESH: Final = ClientRefresh([_CK], 1, 3, 9, random.Random(32).randbytes)
+_PLACE: Final = _REFRESH.slots[0]
+
+
+def refresh_client(data: bytes) -> bool:
+    """The answers of one hop with fields of the input, any cell of which may be changed: keys, or the one error."""
+    script = Script(data)
+    choice, flip, body = script.number(), script.number(3), script.take(_BODY)
+    cells = list(_REFRESH.cells)
+    cells[_PLACE] = agreement.seal(circuit_refresh.seal_key(_CK, 1, 3), bytes([_PLACE]), body)
+    key = circuit_refresh.layer_key(_CK, 0, 3, 1)
+    cells = [layer(cell, 1, key, tweak(0, 3, slot, 0)) for slot, cell in enumerate(cells)]
+    cells = circuit_refresh.hop_returns(cells, _CK, 3, 1)
+    if choice & 1:
+        slot, bit = flip % BUILD_SLOTS, flip // BUILD_SLOTS % (8 * CELL_SIZE)
+        cells[slot] = (int.from_bytes(cells[slot], "big") ^ 1 << bit).to_bytes(CELL_SIZE, "big")
+    try:
+        [found] = _REFRESH.finish(cells)
+    except RemoteProtocolError:
+        return False
+    assert not choice & 1, "a changed cell passed"
+    assert not any(body[1104:])
+    assert (found.cells_forward, found.cells_backward) == tuple(int.from_bytes(body[at : at + 8], "big") for at in (1088, 1096))
     return True
 
 
