@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SMALL = {
     "bench.attacks": ["--share", "0.003", "--only", "flips,mixtures,replays,probes"],
+    "bench.bus": ["--workers", "2", "--orders", "50", "--rounds", "1"],
     "bench.cap": ["--circuits", "6", "--streams", "2", "--seconds", "1"],
     "bench.cli": ["--runs", "2"],
     "bench.compare_tor": ["--circuits", "1,3", "--mib", "2", "--rounds", "1", "--only", "nyx,ssh"],
