@@ -17,11 +17,12 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Key, Item]):
-    """At most `most` items, at most `share` of one key; `take` goes round the keys."""
+    """At most `most` items, at most `share` of one key; `take` goes round the keys. `gave_way` gets each that lost its place."""
 
-    def __init__(self, most: int, share: int) -> None:
+    def __init__(self, most: int, share: int, gave_way: Callable[[Item], object]) -> None:
         self._most = most
         self._share = share
+        self._gave_way = gave_way
         self._queues: dict[Key, deque[Item]] = {}  # in the order in which they are served
         self._size = 0
 
@@ -37,8 +38,8 @@ class FairQueue(Generic[Key, Item]):
             greedy = max(self._queues, key=lambda other: len(self._queues[other]))
             if len(self._queues[greedy]) <= mine + 1:
                 return False
-            self._queues[greedy].pop()
             self._size -= 1
+            self._gave_way(self._queues[greedy].pop())
         self._queues.setdefault(key, deque()).append(item)
         self._size += 1
         return True

@@ -113,8 +113,10 @@ class Hops:
         self._opened = opened
         self._pending: dict[Place, _Pending] = {}  # every build that is not answered, by the leg on which it came
         self._half: dict[_Pending, None] = {}  # those whose cells are not all there, the oldest first
-        self._complete: FairQueue[int, _Pending] = FairQueue(COMPLETE_MAX, COMPLETE_PER_LINK)  # by link row
-        self._idle: FairQueue[int, _Pending] = FairQueue(IDLE_MAX, IDLE_PER_LINK)  # those with too little proof of work
+        self._complete: FairQueue[int, _Pending] = FairQueue(COMPLETE_MAX, COMPLETE_PER_LINK, self._turn_away)  # by link row
+        self._idle: FairQueue[int, _Pending] = FairQueue(
+            IDLE_MAX, IDLE_PER_LINK, self._turn_away
+        )  # those with too little proof of work
         self._served = 0
         self.effort = Effort()
         self._proofs = Proofs()
@@ -160,9 +162,13 @@ class Hops:
             return
         queue = self._complete if pending.worked else self._idle
         if (self._crowded and not pending.worked) or not queue.put(pending.link.row, pending):
-            self._drops[Drop.OVERFLOW if pending.worked else Drop.NO_WORK] += 1
-            self._refused += pending.worked
-            self._leave(pending)
+            self._turn_away(pending)
+
+    def _turn_away(self, pending: _Pending) -> None:
+        """No room for it, or not any more."""
+        self._drops[Drop.OVERFLOW if pending.worked else Drop.NO_WORK] += 1
+        self._refused += pending.worked
+        self._leave(pending)
 
     def _worked(self, pending: _Pending) -> bool:
         """Whether a build brings the proof of work that is asked now. Raises RemoteProtocolError when it has no record for us."""

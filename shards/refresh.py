@@ -92,7 +92,7 @@ class Refreshes:
         self._asked: dict[int, _Asked] = {}  # by circuit row
         self._collecting: dict[Place, _Seven] = {}  # the oldest first
         self._per_link: Counts[int] = Counts()
-        self._waiting: FairQueue[int, tuple[int, _Seven]] = FairQueue(WAITING_MAX, WAITING_PER_LINK)
+        self._waiting: FairQueue[int, tuple[int, _Seven]] = FairQueue(WAITING_MAX, WAITING_PER_LINK, self._overflow)
         self._answered: NDArray[np.int64] = np.zeros(len(rows.rows), np.int64)  # ns: when a row's last request was answered
 
     @property
@@ -150,6 +150,9 @@ class Refreshes:
             self._pass_back(row, seven.all())
         elif now - self._answered[row] < LEAST_PARTS * self._part or not self._waiting.put(seven.link, (row, seven)):
             self._drops[Drop.OVERFLOW] += 1
+
+    def _overflow(self, _lost: object) -> None:
+        self._drops[Drop.OVERFLOW] += 1
 
     # ------------------------------------------------------------ as a hop
 

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nyx.crypto import schedule
 from nyx.crypto.keys import PublicKeys
 from nyx.kernel import address_of
 from nyx.link.cookie import COOKIE_SLOT, cookie_secret, seal_key
@@ -100,15 +101,16 @@ class Challenge:
 
     def __init__(self, context: WorkerContext, batch: Batch, public: PublicKeys) -> None:
         columns, boot = context.columns, context.boot_secret
+        quota_key = schedule.digest(b"nyx quotas", boot)[:16]
         self._batch = batch
         self._boot = boot
         self._entropy = context.entropy
         self._seen = ReplayTable(columns["handshakes_seen"], context.entropy)
         self._proven = ReplayTable(columns["handshakes_proven"], context.entropy, self._seen)
-        self._quotas = Quotas(columns["quotas"], boot[8:24])
+        self._quotas = Quotas(columns["quotas"], quota_key)
         self._slot = -1
         self._keys: NDArray[np.uint8] = np.zeros(ask.KEYS_SIZE, np.uint8)
-        self._set(ask.QUOTA_KEY, boot[8:24])
+        self._set(ask.QUOTA_KEY, quota_key)
         self._set(ask.SEAL_KEY, seal_key(public))
         self._state: Words = np.zeros(ask.STATE_WORDS, np.int64)
         self._replies: Words = np.zeros(COOKIES, np.int64)
@@ -205,11 +207,11 @@ class Strangers:
         self._crowded = crowded
         self._answered = answered
         public = context.keys.public if context.keys else None
-        secret = int.from_bytes(context.boot_secret[:8], "big")
+        secret = int.from_bytes(schedule.digest(b"nyx awaited", context.boot_secret)[:8], "big")
         self.sift = Sift(public, context.multiplier, context.workers, context.index, secret)
         self._challenge = Challenge(context, batch, public) if public else None
         batch.sift = self._examine
-        self._queue: FairQueue[bytes, tuple[Stranger, int]] = FairQueue(QUEUE, SHARE)
+        self._queue: FairQueue[bytes, tuple[Stranger, int]] = FairQueue(QUEUE, SHARE, self._overflow)
         self._load = _Load()
 
     @property
@@ -251,6 +253,9 @@ class Strangers:
         drop = self._check(stranger, now)
         if drop is not Drop.OK:
             self._batch.drops[drop] += 1
+
+    def _overflow(self, _lost: object) -> None:
+        self._batch.drops[Drop.OVERFLOW] += 1
 
     def _check(self, stranger: Stranger, now: int) -> Drop:
         if self._challenge is None:

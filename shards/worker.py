@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nyx.columns import Column
 from nyx.config import Config
+from nyx.crypto import schedule
 from nyx.crypto.entropy import RandomStream
 from nyx.link.channel import control_columns
 from nyx.link.initiations import replay_columns
@@ -115,7 +116,7 @@ class Worker:
         self.settings.begin()
         config = context.config
         now = time.monotonic_ns()
-        secret = int.from_bytes(context.boot_secret[:8], "big")
+        secret = int.from_bytes(schedule.digest(b"nyx tables", context.boot_secret)[:8], "big")
         rings = Rings(context.shared, context.index, context.workers, context.events)
         self.pool = Pool(context.shared, context.index, context.workers, rings.in_use())
         buffer = config.node.receive_buffer << 10
