@@ -157,6 +157,7 @@ def floods(share: float, seed: int) -> list[Row]:
         rounds=max(1, round(full.rounds * part)),
         links=max(5, int(full.links * part)),
         builds=max(500, int(full.builds * part)),
+        warm=full.warm * part,
     )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, plan.addresses + 1024), hard))

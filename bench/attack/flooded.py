@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     rounds: int = 3
     links: int = 100  # that strangers make under the flood
     builds: int = 100_000  # half-open ones, that must have been begun in the end
+    warm: float = 120.0  # seconds of download before anything: the guard's replay filter takes the size that its rate asks for
 
 
 @dataclass
@@ -279,7 +280,7 @@ def run(seed: int, plan: Plan, kinds: tuple[str, ...] = KINDS) -> list[Found]:
         ):
             honest = Honest(port, network.proxy_port)
             honest.start()
-            time.sleep(2)
+            time.sleep(max(2.0, plan.warm))
             guard = guard_of(network)
             found = [measure(ground, guard, honest, kind, plan) for kind in kinds]
             honest.stop()

@@ -10,7 +10,7 @@ STOPPED_BY = {
     "proven": "dropped_over_quota",
     "half_builds": "dropped_overflow",
 }
-PLAN = flooded.Plan(rate=6000, addresses=1000, seconds=1.0, rounds=1, links=5, builds=500)
+PLAN = flooded.Plan(rate=6000, addresses=1000, seconds=1.0, rounds=1, links=5, builds=500, warm=0)
 GROWN = 16 << 10  # KiB
 
 
